@@ -1,0 +1,159 @@
+//! What a command changed in the native values, as one packed argument: what replicas and the append-only file get to see.
+//!
+//! An effect is absolute (instants, units, windows) and free of plaintext; applying it to the same state gives the same state,
+//! whatever the clock of the machine says. Changes of hashes and strings travel as the server's own commands instead.
+//!
+//! The packed form is a version byte, then postcard. A release reads a new version before any release writes it.
+
+use arrayvec::ArrayVec;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::limit::MAX_LIMITS;
+
+const VERSION: u8 = 1;
+
+/// A change of one or more native values.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "it lives on the stack of one command; a box would be an allocation for each")]
+pub enum Effect<'a> {
+    /// A claim on the bucket that is the declared key.
+    Claim(Claimed),
+    /// Units given back to that bucket.
+    Refund {
+        /// How many there were to take back.
+        units: u64,
+        /// Of the claim at this instant, in unix milliseconds; else of the newest.
+        at_ms: Option<u64>,
+    },
+    /// An authenticated call: what it cost the record and its organization. The declared key is the store.
+    Charge(#[serde(borrow)] Charges<'a>),
+    /// An address rule of the store that is the declared key was set.
+    Block {
+        /// The network, in text form.
+        net: &'a str,
+        /// When it ends, in unix milliseconds; None is never.
+        until_ms: Option<u64>,
+        /// Why, for people.
+        reason: &'a str,
+    },
+    /// An address rule of that store was taken away.
+    Unblock {
+        /// The network, in text form.
+        net: &'a str,
+    },
+    /// The whole value of the declared key, as its type encodes it: how an append-only file is rewritten.
+    Whole {
+        /// The value.
+        value: WholeValue<'a>,
+    },
+}
+
+/// One claim on one window log: see [`WindowLog::push`](crate::window::WindowLog::push).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claimed {
+    /// When, in unix milliseconds.
+    pub at_ms: u64,
+    /// How many units.
+    pub units: u64,
+    /// The longest window that the claim named, in milliseconds.
+    pub window_ms: u64,
+}
+
+/// Whose hot state a charge belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Owner<'a> {
+    /// The key record of this id.
+    Key(u64),
+    /// The organization of this name.
+    Org(&'a str),
+}
+
+/// One claim on one unit of one owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Charge<'a> {
+    /// Whose.
+    #[serde(borrow)]
+    pub owner: Owner<'a>,
+    /// The unit's name.
+    pub unit: &'a str,
+    /// The claim.
+    pub claimed: Claimed,
+}
+
+/// The charges of one call: the limits of a key and those of its organization.
+pub type Charges<'a> = ArrayVec<Charge<'a>, { 2 * MAX_LIMITS }>;
+
+/// A native value as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WholeValue<'a> {
+    /// [`WindowLog`](crate::window::WindowLog).
+    Bucket(&'a [u8]),
+    /// [`Meters`](crate::meters::Meters).
+    Meters(&'a [u8]),
+    /// [`Rules`](crate::ip::Rules).
+    Rules(&'a [u8]),
+}
+
+impl<'a> Effect<'a> {
+    /// The packed form.
+    ///
+    /// # Errors
+    /// [`Error::Internal`]: no effect of ours fails to pack.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        let mut out = Vec::with_capacity(48);
+        out.push(VERSION);
+        postcard::to_extend(self, out).map_err(|_| Error::Internal)
+    }
+
+    /// Reads what [`encode`](Self::encode) wrote, in this version.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] for any other bytes.
+    pub fn decode(packed: &'a [u8]) -> Result<Self> {
+        match packed.split_first() {
+            Some((&VERSION, rest)) => postcard::take_from_bytes(rest).ok().and_then(|(effect, rest)| rest.is_empty().then_some(effect)),
+            _ => None,
+        }
+        .ok_or(Error::Damaged { what: "effect" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const CLAIMED: Claimed = Claimed { at_ms: 1_800_000_000_000, units: 1, window_ms: 60_000 };
+
+    #[test]
+    fn every_effect_is_read_as_it_was_written() {
+        let charge = |owner| Charge { owner, unit: "requests", claimed: CLAIMED };
+        let effects = [
+            Effect::Claim(CLAIMED),
+            Effect::Refund { units: 3, at_ms: None },
+            Effect::Refund { units: 3, at_ms: Some(5) },
+            Effect::Charge([charge(Owner::Key(17)), charge(Owner::Org("acme"))].into_iter().collect()),
+            Effect::Block { net: "192.0.2.7/32", until_ms: Some(1), reason: "scraping" },
+            Effect::Unblock { net: "192.0.2.7/32" },
+            Effect::Whole { value: WholeValue::Bucket(b"bytes") },
+        ];
+        for effect in effects {
+            let packed = effect.encode().unwrap();
+            assert_eq!(Effect::decode(&packed), Ok(effect));
+            assert!(Effect::decode(packed.split_last().unwrap().1).is_err(), "cut short");
+            assert!(Effect::decode(&[&packed[..], b"x"].concat()).is_err(), "something behind it");
+        }
+    }
+
+    #[test]
+    fn a_claim_is_a_few_bytes() {
+        assert!(Effect::Claim(CLAIMED).encode().unwrap().len() <= 12);
+    }
+
+    #[test]
+    fn bytes_of_another_version_are_refused() {
+        assert!(Effect::decode(&[]).is_err());
+        assert!(Effect::decode(&[2, 0, 1, 1, 1]).is_err());
+    }
+}

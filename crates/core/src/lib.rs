@@ -1,0 +1,25 @@
+//! The decisions of keyguard: pure functions over plain values.
+//!
+//! Nothing here knows Redis, reads a clock, draws a random number or touches a file: the instant, the nonce and the bytes
+//! come in as arguments, so that everything can be tested against a naive model and replayed from a replication stream.
+#![forbid(unsafe_code)]
+
+mod codec;
+pub mod digest;
+pub mod effect;
+pub mod error;
+pub mod ip;
+pub mod keyring;
+pub mod limit;
+pub mod limiter;
+pub mod meters;
+pub mod names;
+pub mod parse;
+pub mod record;
+pub mod scope;
+pub mod secret;
+pub mod token;
+pub mod vault;
+pub mod window;
+
+pub use error::{Error, Result};

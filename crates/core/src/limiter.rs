@@ -1,0 +1,147 @@
+//! Whether a claim may be granted: pure decisions over [`WindowLog`]s.
+//!
+//! A unit claimed at *t* counts while `now < t + window`. A claim of `cost` units is granted when, for every limit, the units
+//! that count plus the cost are at most the limit's count. Refusing changes nothing.
+
+use crate::error::{Error, Result};
+use crate::limit::Limit;
+use crate::window::WindowLog;
+
+/// When a claim takes place, as far as the logs that it touches are concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// What the clock says, in unix milliseconds.
+    pub now_ms: u64,
+    /// The instant that the claim is booked at: never before an entry that counts.
+    pub at_ms: u64,
+}
+
+/// The moment of a claim on `logs` naming windows up to `longest_ms`, when the clock says `now_ms`.
+///
+/// Time never goes back within a log: while the clock is behind its newest entry, the claim is booked at that entry's
+/// instant. A clock that is behind by more than the longest window was wrong before (or is now): then the log counts as
+/// empty and starts afresh from the clock.
+pub fn clock<'a>(logs: impl IntoIterator<Item = &'a WindowLog>, longest_ms: u64, now_ms: u64) -> Moment {
+    let at_ms = logs.into_iter().fold(now_ms, |at_ms, log| match log.newest_ms() {
+        Some(newest) if newest - newest.min(now_ms) <= longest_ms.max(log.retention_ms()) => at_ms.max(newest),
+        _ => at_ms,
+    });
+    Moment { now_ms, at_ms }
+}
+
+/// When a refused claim may come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Retry {
+    /// The claim is granted.
+    Granted,
+    /// In so many milliseconds, and not one earlier, if nobody else claims.
+    After(u64),
+    /// Never: it costs more than the limit's count.
+    Never,
+}
+
+impl Retry {
+    /// As replies say it: 0 granted, -1 never, else milliseconds.
+    #[must_use]
+    pub fn as_reply(self) -> i64 {
+        match self {
+            Self::Granted => 0,
+            Self::After(ms) => i64::try_from(ms).unwrap_or(i64::MAX),
+            Self::Never => -1,
+        }
+    }
+}
+
+/// What becomes of a claim, told of the limit that matters most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verdict {
+    /// The limit told of: with the longest wait when refused, else with the fewest units remaining (ties: the longest window).
+    pub limit: Limit,
+    /// Units that count against it, before the claim.
+    pub used: u64,
+    /// What the claim costs.
+    pub cost: u64,
+    /// Whether the claim may come back, and when.
+    pub retry: Retry,
+    /// Milliseconds until that limit is full again, with this claim if it is granted.
+    pub reset_after_ms: u64,
+}
+
+impl Verdict {
+    /// Whether the claim is granted.
+    #[must_use]
+    pub fn granted(&self) -> bool {
+        self.retry == Retry::Granted
+    }
+
+    /// Units left before the claim.
+    #[must_use]
+    pub fn remaining_before(&self) -> u64 {
+        self.limit.count().saturating_sub(self.used)
+    }
+
+    /// Units left when all is done: after the cost if the claim is granted.
+    #[must_use]
+    pub fn remaining(&self) -> u64 {
+        self.remaining_before() - if self.granted() { self.cost } else { 0 }
+    }
+
+    /// Of two verdicts on parts of one claim, the one to tell: a refusal before a grant, then the longest wait, or the fewest
+    /// remaining; ties go to the longest window, then to `self`.
+    #[must_use]
+    pub fn matters_more_than(&self, other: &Self) -> bool {
+        let fewest = |verdict: &Self| std::cmp::Reverse(verdict.remaining());
+        let mine = (self.retry, self.granted().then(|| fewest(self)), self.limit.window_ms());
+        let theirs = (other.retry, other.granted().then(|| fewest(other)), other.limit.window_ms());
+        mine >= theirs
+    }
+}
+
+/// Decides a claim of `cost` units on one log under `limits`; `None` without limits.
+///
+/// # Errors
+/// [`Error::BucketFull`] when the claim would be granted and the log has no room for another entry.
+pub fn decide(log: Option<&WindowLog>, limits: &[Limit], cost: u64, moment: Moment) -> Result<Option<Verdict>> {
+    // A log whose newest entry lies beyond the moment starts afresh: see `clock`.
+    let log = log.filter(|log| log.newest_ms().is_none_or(|newest| newest <= moment.at_ms));
+    let mut told: Option<Verdict> = None;
+    for &limit in limits {
+        let verdict = against(log, limit, cost, moment);
+        if told.is_none_or(|told| !told.matters_more_than(&verdict)) {
+            told = Some(verdict);
+        }
+    }
+    let longest_ms = longest_ms(limits);
+    let granted = told.is_some_and(|verdict| verdict.granted());
+    if granted && cost > 0 && log.is_some_and(|log| log.is_full(moment.at_ms, longest_ms)) {
+        return Err(Error::BucketFull);
+    }
+    Ok(told)
+}
+
+/// The longest window of `limits`, in milliseconds; 0 without limits.
+#[must_use]
+pub fn longest_ms(limits: &[Limit]) -> u64 {
+    limits.iter().map(Limit::window_ms).max().unwrap_or(0)
+}
+
+fn against(log: Option<&WindowLog>, limit: Limit, cost: u64, moment: Moment) -> Verdict {
+    let gone_until = moment.at_ms.checked_sub(limit.window_ms());
+    let used = log.map_or(0, |log| gone_until.map_or(log.units(), |gone| log.units_after(gone)));
+    let until = |instant: u64| (instant + limit.window_ms()).saturating_sub(moment.now_ms);
+    let retry = match (used + cost).checked_sub(limit.count()) {
+        None | Some(0) => Retry::Granted,
+        Some(_) if cost > limit.count() => Retry::Never,
+        Some(needed) => log
+            .and_then(|log| log.instant_of_unit(gone_until.unwrap_or(0), needed))
+            .map_or(Retry::Never, |instant| Retry::After(until(instant))),
+    };
+    let newest = if retry == Retry::Granted && cost > 0 {
+        Some(moment.at_ms)
+    } else if used > 0 {
+        log.and_then(WindowLog::newest_ms)
+    } else {
+        None
+    };
+    Verdict { limit, used, cost, retry, reset_after_ms: newest.map_or(0, until) }
+}

@@ -1,0 +1,183 @@
+//! The hot state of a key record or an organization: one window log per unit.
+
+use arrayvec::ArrayString;
+
+use crate::limit::MAX_LIMITS;
+use crate::record::{MAX_UNIT_BYTES, parse_unit};
+use crate::window::WindowLog;
+
+/// The first byte of [`Meters::encode`].
+const FORMAT: u8 = 1;
+
+/// A window log for each unit that has been charged.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Meters {
+    /// In order of the units' names, so that equal states have equal bytes.
+    logs: Vec<(ArrayString<MAX_UNIT_BYTES>, WindowLog)>,
+}
+
+impl Meters {
+    /// The log of a unit, if it was ever charged.
+    #[must_use]
+    pub fn log(&self, unit: &str) -> Option<&WindowLog> {
+        self.logs.iter().find(|(name, _)| name.as_str() == unit).map(|(_, log)| log)
+    }
+
+    /// Adds a claim: see [`WindowLog::push`]. A unit that cannot be one, or that is one too many, is ignored: replaying must
+    /// not fail, and no command of ours charges it.
+    pub fn charge(&mut self, unit: &str, at_ms: u64, units: u64, window_ms: u64) {
+        let place = |logs: &[(ArrayString<MAX_UNIT_BYTES>, WindowLog)]| {
+            logs.binary_search_by(|(name, _)| name.as_str().cmp(unit))
+        };
+        let index = match place(&self.logs) {
+            Ok(index) => index,
+            Err(_) => {
+                self.make_room(at_ms);
+                let name = ArrayString::from(unit).ok().filter(|name| parse_unit(name.as_bytes()).is_ok());
+                let (Some(name), Err(index)) = (name, place(&self.logs)) else { return };
+                if self.logs.len() >= MAX_LIMITS {
+                    return;
+                }
+                self.logs.insert(index, (name, WindowLog::default()));
+                index
+            }
+        };
+        if let Some((_, log)) = self.logs.get_mut(index) {
+            log.push(at_ms, units, window_ms);
+        }
+    }
+
+    /// When the whole may be forgotten, in unix milliseconds.
+    #[must_use]
+    pub fn expires_at_ms(&self) -> Option<u64> {
+        self.logs.iter().filter_map(|(_, log)| log.expires_at_ms()).max()
+    }
+
+    /// How many separate allocations freeing costs.
+    #[must_use]
+    pub fn allocations(&self) -> usize {
+        2 + self.logs.iter().map(|(_, log)| log.allocations()).sum::<usize>()
+    }
+
+    /// Bytes of memory held, the struct itself included.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let beside = self.logs.iter().map(|(_, log)| log.memory_bytes() - size_of::<WindowLog>()).sum::<usize>();
+        size_of::<Self>() + self.logs.capacity() * size_of::<(ArrayString<MAX_UNIT_BYTES>, WindowLog)>() + beside
+    }
+
+    /// The state as bytes that [`decode`](Self::decode) reads; equal states give equal bytes.
+    ///
+    /// `FORMAT, number of units, then for each: length and name, length (4 bytes, big-endian) and log`.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![FORMAT, self.logs.len() as u8];
+        for (name, log) in &self.logs {
+            out.push(name.len() as u8);
+            out.extend_from_slice(name.as_bytes());
+            let log = log.encode();
+            out.extend_from_slice(&(log.len() as u32).to_be_bytes());
+            out.extend_from_slice(&log);
+        }
+        out
+    }
+
+    /// Reads what [`encode`](Self::encode) wrote; `None` for any other bytes.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (&[FORMAT, count], mut rest) = bytes.split_first_chunk()? else { return None };
+        if usize::from(count) > MAX_LIMITS {
+            return None;
+        }
+        let mut meters = Self::default();
+        for _ in 0..count {
+            let (&len, after) = rest.split_first()?;
+            let (name, after) = after.split_at_checked(usize::from(len))?;
+            let (&len, after) = after.split_first_chunk::<4>()?;
+            let (log, after) = after.split_at_checked(u32::from_be_bytes(len) as usize)?;
+            let name = ArrayString::from(parse_unit(name).ok()?).ok()?;
+            if meters.logs.last().is_some_and(|(last, _)| *last >= name) {
+                return None;
+            }
+            meters.logs.push((name, WindowLog::decode(log)?));
+            rest = after;
+        }
+        rest.is_empty().then_some(meters)
+    }
+
+    /// Forgets units whose log has run out, when there are as many as there may be: a record whose limits change names new
+    /// units over the years.
+    fn make_room(&mut self, at_ms: u64) {
+        if self.logs.len() >= MAX_LIMITS {
+            self.logs.retain(|(_, log)| log.expires_at_ms().is_some_and(|expires| expires > at_ms));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const START_MS: u64 = 1_800_000_000_000;
+
+    #[test]
+    fn each_unit_has_a_log_of_its_own() {
+        let mut meters = Meters::default();
+        meters.charge("tokens", START_MS, 500, 60_000);
+        meters.charge("requests", START_MS + 5, 1, 1_000);
+        assert_eq!(meters.log("tokens").unwrap().units(), 500);
+        assert_eq!(meters.log("requests").unwrap().units(), 1);
+        assert_eq!(meters.log("bytes"), None);
+        assert_eq!(meters.expires_at_ms(), Some(START_MS + 61_000));
+    }
+
+    #[test]
+    fn the_order_of_charges_does_not_show_in_the_bytes() {
+        let charge = |units: &[&str]| {
+            let mut meters = Meters::default();
+            units.iter().for_each(|unit| meters.charge(unit, START_MS, 1, 1_000));
+            meters.encode()
+        };
+        assert_eq!(charge(&["a", "b", "c"]), charge(&["c", "a", "b"]));
+    }
+
+    #[test]
+    fn a_ninth_unit_takes_the_place_of_one_that_has_run_out() {
+        let mut meters = Meters::default();
+        for unit in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+            meters.charge(unit, START_MS, 1, 1_000);
+        }
+        meters.charge("i", START_MS, 1, 1_000);
+        assert_eq!(meters.log("i"), None, "all eight still count");
+        meters.charge("i", START_MS + 10_000, 1, 1_000);
+        assert_eq!(meters.log("i").unwrap().units(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_and_other_bytes_never_panic(
+            charges in prop::collection::vec((0usize..4, 0u64..5_000, 1u64..50), 0..60),
+            damage in prop::option::of((any::<prop::sample::Index>(), any::<u8>())),
+        ) {
+            let mut meters = Meters::default();
+            let mut now = START_MS;
+            for (unit, step, units) in charges {
+                now += step;
+                meters.charge(["requests", "tokens", "bytes", "x"][unit], now, units, 60_000);
+            }
+            let mut bytes = meters.encode();
+            prop_assert_eq!(Meters::decode(&bytes), Some(meters));
+            if let Some((index, value)) = damage {
+                let index = index.index(bytes.len());
+                bytes[index] = value;
+                if let Some(meters) = Meters::decode(&bytes) {
+                    let encoded = meters.encode();
+                    prop_assert_eq!(Meters::decode(&encoded), Some(meters));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,836 @@
+//! The window log: which units were claimed when, exactly, in as few bytes as that takes.
+//!
+//! An entry is a claim: an instant and a number of units. Entries stand in order of time; a unit claimed at *t* counts while
+//! `now < t + window`. The log does not decide anything (that is [`limiter`](crate::limiter)), it remembers and counts.
+//!
+//! # Layout
+//!
+//! Entries are a byte stream: the time since the entry before as a LEB128 varint, its lowest bit saying whether a varint with
+//! the units follows (a claim of one unit, the usual one, needs none). The first delta of a stream is never read: the instant
+//! of its first entry stands outside, so that dropping entries from the front rewrites nothing.
+//!
+//! * Up to 15 bytes lie in the struct itself, which takes 48 bytes: a young bucket is one allocation.
+//! * Up to 256 bytes lie in one vector.
+//! * Beyond that, chunks of up to 256 bytes, each with the instant of its first entry and the running total of units before
+//!   it: counting inside any window is two binary searches and at most one walk through a chunk.
+//!
+//! # How long entries stay
+//!
+//! A granted claim names windows, and the log keeps what the longest of them needs: its *retention*. A window that no claim
+//! has named for its own length is forgotten, so that one mistaken `7d` does not hold a week of entries for ever; what
+//! shorter windows were named meanwhile takes its place.
+
+use std::collections::VecDeque;
+
+use crate::limit::{MAX_UNITS, MAX_WINDOW_MS};
+
+/// The most entries in one log.
+pub const MAX_ENTRIES: usize = 1_000_000;
+
+/// How long a log outlives its newest entry, beyond the retention: time for waiters to wake, in milliseconds.
+pub const EXPIRY_SLACK_MS: u64 = 1000;
+
+/// The latest instant that a log can hold, in unix milliseconds: some 8,900 years from 1970.
+pub const MAX_INSTANT_MS: u64 = (1 << 48) - 1;
+
+/// The first byte of [`WindowLog::encode`].
+const FORMAT: u8 = 1;
+
+const INLINE_BYTES: usize = 15;
+const CHUNK_BYTES: usize = 256;
+
+/// One claim: `units` taken at `at_ms` (unix milliseconds).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// When, in unix milliseconds.
+    pub at_ms: u64,
+    /// How many units; at least 1.
+    pub units: u64,
+}
+
+/// The log of one window-limited thing; see the module's documentation.
+#[derive(Clone)]
+pub struct WindowLog {
+    units: u64,
+    oldest: Packed<6>,
+    span: Packed<5>,
+    retention: Packed<5>,
+    body: Body,
+}
+
+const _: () = assert!(size_of::<WindowLog>() == 48, "a young bucket is one allocation of 48 bytes");
+
+#[derive(Clone)]
+enum Body {
+    Inline { len: u8, bytes: [u8; INLINE_BYTES] },
+    Flat(Vec<u8>),
+    Rich(Box<Rich>),
+}
+
+/// What a log needs when it is long, or when claims on it name different windows.
+#[derive(Clone, Default)]
+struct Rich {
+    chunks: VecDeque<Chunk>,
+    entries: usize,
+    mixed: Option<Mixed>,
+}
+
+#[derive(Clone)]
+struct Chunk {
+    first_ms: u64,
+    /// Units that stood before this chunk since the log began; it wraps, only differences count.
+    before: u64,
+    entries: u32,
+    bytes: Vec<u8>,
+}
+
+/// Claims have named windows shorter than the retention since `renewed_ms`, when the retention itself was last named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mixed {
+    renewed_ms: u64,
+    /// The longest window named since then.
+    shorter_ms: u64,
+}
+
+impl Default for WindowLog {
+    fn default() -> Self {
+        Self {
+            units: 0,
+            oldest: Packed::ZERO,
+            span: Packed::ZERO,
+            retention: Packed::ZERO,
+            body: Body::Inline { len: 0, bytes: [0; INLINE_BYTES] },
+        }
+    }
+}
+
+impl WindowLog {
+    /// Whether there is no entry.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.units == 0
+    }
+
+    /// Units of all entries held, whatever their age.
+    #[must_use]
+    pub fn units(&self) -> u64 {
+        self.units
+    }
+
+    /// The number of entries held, whatever their age.
+    #[must_use]
+    pub fn entries(&self) -> usize {
+        match &self.body {
+            Body::Inline { .. } | Body::Flat(_) => self.iter().count(),
+            Body::Rich(rich) => rich.entries,
+        }
+    }
+
+    /// The instant of the oldest entry held, in unix milliseconds.
+    #[must_use]
+    pub fn oldest_ms(&self) -> Option<u64> {
+        (!self.is_empty()).then(|| self.oldest.get())
+    }
+
+    /// The instant of the newest entry, in unix milliseconds.
+    #[must_use]
+    pub fn newest_ms(&self) -> Option<u64> {
+        (!self.is_empty()).then(|| self.newest())
+    }
+
+    /// The longest window that the log keeps entries for, in milliseconds; 0 before the first entry.
+    #[must_use]
+    pub fn retention_ms(&self) -> u64 {
+        self.retention.get()
+    }
+
+    /// When the log may be forgotten, in unix milliseconds: one second after its newest unit has left the longest window.
+    #[must_use]
+    pub fn expires_at_ms(&self) -> Option<u64> {
+        Some(self.newest_ms()? + self.retention_ms() + EXPIRY_SLACK_MS)
+    }
+
+    /// Units claimed after `after_ms`.
+    #[must_use]
+    pub fn units_after(&self, after_ms: u64) -> u64 {
+        self.units - self.units_until(after_ms)
+    }
+
+    /// The instant of the entry that holds the `nth` unit (from 1) of those claimed after `after_ms`; `None` if there are
+    /// fewer.
+    #[must_use]
+    pub fn instant_of_unit(&self, after_ms: u64, nth: u64) -> Option<u64> {
+        let nth = self.units_until(after_ms).checked_add(nth)?;
+        let (first_ms, bytes, mut passed) = match &self.body {
+            Body::Rich(rich) => {
+                let base = rich.base();
+                let behind = rich.chunks.partition_point(|chunk| chunk.before.wrapping_sub(base) < nth);
+                let chunk = rich.chunks.get(behind.checked_sub(1)?)?;
+                (chunk.first_ms, chunk.bytes.as_slice(), chunk.before.wrapping_sub(base))
+            }
+            _ => (self.oldest.get(), self.short_bytes(), 0),
+        };
+        Entries::new(first_ms, bytes).find_map(|entry| {
+            passed += entry.units;
+            (passed >= nth).then_some(entry.at_ms)
+        })
+    }
+
+    /// Adds a claim of `units` at `at_ms` whose longest named window is `window_ms`, and drops the entries that no window
+    /// needs any more.
+    ///
+    /// An instant before the newest entry can only come from a claim that started afresh (see
+    /// [`limiter::clock`](crate::limiter::clock)): the log is emptied first. Values out of range are brought into it, so that
+    /// replaying a claim cannot fail.
+    pub fn push(&mut self, at_ms: u64, units: u64, window_ms: u64) {
+        let at_ms = at_ms.min(MAX_INSTANT_MS);
+        let units = units.clamp(1, MAX_UNITS);
+        let window_ms = window_ms.clamp(1, MAX_WINDOW_MS);
+        if self.newest_ms().is_some_and(|newest| at_ms < newest) {
+            *self = Self::default();
+        }
+        self.retain(at_ms, window_ms);
+        self.trim(at_ms.checked_sub(self.retention.get()));
+        self.append(Entry { at_ms, units });
+    }
+
+    /// Takes back up to `units` units: of the claims at exactly `at_ms`, or of the newest ones; nothing claimed at or before
+    /// `dead_until_ms` (`None`: everything counts). Returns how many there were to take.
+    pub fn refund(&mut self, units: u64, at_ms: Option<u64>, dead_until_ms: Option<u64>) -> u64 {
+        let mut left = units;
+        match &mut self.body {
+            Body::Rich(rich) => {
+                let mut index = match at_ms {
+                    Some(at_ms) => rich.chunks.partition_point(|chunk| chunk.first_ms <= at_ms),
+                    None => rich.chunks.len(),
+                };
+                while left > 0 && index > 0 {
+                    index -= 1;
+                    let Some(chunk) = rich.chunks.get_mut(index) else { break };
+                    let first_ms = chunk.first_ms;
+                    let taken = chunk.refund(left, at_ms, dead_until_ms);
+                    let emptied = chunk.entries == 0;
+                    left -= taken.units;
+                    rich.entries -= taken.entries;
+                    for later in rich.chunks.iter_mut().skip(index + 1) {
+                        later.before = later.before.wrapping_sub(taken.units);
+                    }
+                    if emptied {
+                        rich.chunks.remove(index);
+                    }
+                    let went_on_before = at_ms.map_or(emptied, |at_ms| first_ms == at_ms);
+                    if !went_on_before {
+                        break;
+                    }
+                }
+            }
+            _ => {
+                let mut all = Chunk {
+                    first_ms: self.oldest.get(),
+                    before: 0,
+                    entries: u32::MAX, // not known, and not needed here
+                    bytes: self.short_bytes().to_vec(),
+                };
+                left -= all.refund(left, at_ms, dead_until_ms).units;
+                self.oldest = Packed::new(all.first_ms);
+                self.set_short_bytes(&all.bytes);
+            }
+        }
+        let taken = units - left;
+        self.units -= taken;
+        if self.is_empty() {
+            let retention = self.retention;
+            *self = Self { retention, ..Self::default() };
+        } else if taken > 0 {
+            let oldest = match &self.body {
+                Body::Rich(rich) => rich.chunks.front().map_or(0, |chunk| chunk.first_ms),
+                _ => self.oldest.get(),
+            };
+            let newest = match &self.body {
+                Body::Rich(rich) => rich.chunks.back().and_then(|chunk| chunk.iter().last()),
+                _ => self.iter().last(),
+            };
+            self.oldest = Packed::new(oldest);
+            self.span = Packed::new(newest.map_or(0, |entry| entry.at_ms - oldest));
+        }
+        taken
+    }
+
+    /// Every entry held, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = Entry> + '_ {
+        let short = Entries::new(self.oldest.get(), self.short_bytes());
+        let chunks = match &self.body {
+            Body::Rich(rich) => Some(rich.chunks.iter().flat_map(Chunk::iter)),
+            _ => None,
+        };
+        short.chain(chunks.into_iter().flatten())
+    }
+
+    /// Whether a claim at `at_ms` naming `window_ms` finds no room: [`MAX_ENTRIES`] entries, none of which it may drop.
+    #[must_use]
+    pub fn is_full(&self, at_ms: u64, window_ms: u64) -> bool {
+        let longest = self.retention.get().max(window_ms);
+        self.entries() >= MAX_ENTRIES && self.oldest.get() > at_ms.saturating_sub(longest)
+    }
+
+    /// How many separate allocations the log has: what freeing it costs.
+    #[must_use]
+    pub fn allocations(&self) -> usize {
+        match &self.body {
+            Body::Inline { .. } => 1,
+            Body::Flat(_) => 2,
+            Body::Rich(rich) => 3 + rich.chunks.len(),
+        }
+    }
+
+    /// Bytes of memory held, the struct itself included.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        size_of::<Self>()
+            + match &self.body {
+                Body::Inline { .. } => 0,
+                Body::Flat(bytes) => bytes.capacity(),
+                Body::Rich(rich) => {
+                    size_of::<Rich>()
+                        + rich.chunks.capacity() * size_of::<Chunk>()
+                        + rich.chunks.iter().map(|chunk| chunk.bytes.capacity()).sum::<usize>()
+                }
+            }
+    }
+
+    /// The log as bytes that [`decode`](Self::decode) reads: the same bytes for the same entries and retention, however they
+    /// came about.
+    ///
+    /// `FORMAT, retention, 0 | 1 renewed shorter, number of entries, instant of the oldest, stream`, numbers as LEB128.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let entries = self.entries();
+        let mut out = Vec::with_capacity(32 + entries * 2);
+        out.push(FORMAT);
+        put_varint(&mut out, self.retention.get());
+        match self.mixed() {
+            None => out.push(0),
+            Some(mixed) => {
+                out.push(1);
+                put_varint(&mut out, mixed.renewed_ms);
+                put_varint(&mut out, mixed.shorter_ms);
+            }
+        }
+        put_varint(&mut out, entries as u64);
+        let oldest = self.oldest_ms().unwrap_or(0);
+        put_varint(&mut out, oldest);
+        let mut last = oldest;
+        for entry in self.iter() {
+            put_entry(&mut out, entry.at_ms - last, entry.units);
+            last = entry.at_ms;
+        }
+        out
+    }
+
+    /// Reads what [`encode`](Self::encode) wrote. Any bytes may come (from a dump that someone made up): `None` for what
+    /// cannot have been written, and no allocation that the length of `bytes` does not bound.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (&FORMAT, mut rest) = bytes.split_first()? else { return None };
+        let retention = take_varint(&mut rest)?;
+        let mixed = match take_varint(&mut rest)? {
+            0 => None,
+            1 => Some(Mixed { renewed_ms: take_varint(&mut rest)?, shorter_ms: take_varint(&mut rest)? }),
+            _ => return None,
+        };
+        let entries = take_varint(&mut rest)?;
+        let oldest = take_varint(&mut rest)?;
+        let sound = retention <= MAX_WINDOW_MS
+            && (retention > 0 || entries == 0)
+            && mixed.is_none_or(|mixed| mixed.shorter_ms < retention && mixed.renewed_ms <= MAX_INSTANT_MS)
+            && (entries > 0 || oldest == 0)
+            && entries <= rest.len() as u64
+            && entries <= MAX_ENTRIES as u64
+            && oldest <= MAX_INSTANT_MS;
+        if !sound {
+            return None;
+        }
+        let mut log = Self { retention: Packed::new(retention), ..Self::default() };
+        let mut at_ms = oldest;
+        for index in 0..entries {
+            let (delta, units) = take_entry(&mut rest)?;
+            at_ms = at_ms.checked_add(delta)?;
+            let sound = (index > 0 || delta == 0)
+                && at_ms <= MAX_INSTANT_MS
+                && at_ms - oldest <= retention
+                && (1..=MAX_UNITS).contains(&units);
+            if !sound {
+                return None;
+            }
+            log.append(Entry { at_ms, units });
+        }
+        if !rest.is_empty() {
+            return None;
+        }
+        if mixed.is_some() {
+            log.rich().mixed = mixed;
+        }
+        Some(log)
+    }
+
+    fn newest(&self) -> u64 {
+        self.oldest.get() + self.span.get()
+    }
+
+    fn mixed(&self) -> Option<Mixed> {
+        match &self.body {
+            Body::Rich(rich) => rich.mixed,
+            _ => None,
+        }
+    }
+
+    /// Units claimed at or before `until_ms`.
+    fn units_until(&self, until_ms: u64) -> u64 {
+        if self.is_empty() || until_ms < self.oldest.get() {
+            return 0;
+        }
+        if until_ms >= self.newest() {
+            return self.units;
+        }
+        let (first_ms, bytes, passed) = match &self.body {
+            Body::Rich(rich) => {
+                let behind = rich.chunks.partition_point(|chunk| chunk.first_ms <= until_ms);
+                let Some(chunk) = rich.chunks.get(behind.wrapping_sub(1)) else { return 0 };
+                (chunk.first_ms, chunk.bytes.as_slice(), chunk.before.wrapping_sub(rich.base()))
+            }
+            _ => (self.oldest.get(), self.short_bytes(), 0),
+        };
+        let inside = Entries::new(first_ms, bytes).take_while(|entry| entry.at_ms <= until_ms);
+        passed + inside.map(|entry| entry.units).sum::<u64>()
+    }
+
+    /// Remembers that a claim at `at_ms` named `window_ms`.
+    fn retain(&mut self, at_ms: u64, window_ms: u64) {
+        let retention = self.retention.get();
+        if window_ms >= retention || self.is_empty() {
+            self.retention = Packed::new(window_ms);
+            if let Body::Rich(rich) = &mut self.body {
+                rich.mixed = None;
+            }
+            return;
+        }
+        // Every claim up to now named the retention, unless `mixed` says otherwise.
+        let mixed = self.mixed().unwrap_or(Mixed { renewed_ms: self.newest(), shorter_ms: 0 });
+        let shorter_ms = mixed.shorter_ms.max(window_ms);
+        let forgotten = at_ms.saturating_sub(mixed.renewed_ms) >= retention;
+        let mixed = if !forgotten {
+            Some(Mixed { shorter_ms, ..mixed })
+        } else {
+            self.retention = Packed::new(shorter_ms);
+            (shorter_ms > window_ms).then_some(Mixed { renewed_ms: at_ms, shorter_ms: window_ms })
+        };
+        self.rich().mixed = mixed;
+    }
+
+    /// Drops every entry at or before `until_ms`.
+    fn trim(&mut self, until_ms: Option<u64>) {
+        let Some(until_ms) = until_ms else { return };
+        if self.is_empty() || self.oldest.get() > until_ms {
+            return;
+        }
+        let newest = self.newest();
+        if newest <= until_ms {
+            self.units = 0;
+            match &mut self.body {
+                Body::Inline { len, .. } => *len = 0,
+                Body::Flat(bytes) => bytes.clear(),
+                Body::Rich(rich) => {
+                    rich.chunks.clear();
+                    rich.entries = 0;
+                }
+            }
+            return;
+        }
+        match &mut self.body {
+            Body::Rich(rich) => {
+                let base = rich.base();
+                while rich.chunks.get(1).is_some_and(|second| second.first_ms <= until_ms) {
+                    if let Some(dropped) = rich.chunks.pop_front() {
+                        rich.entries -= dropped.entries as usize;
+                    }
+                }
+                // What is left of the front chunk may be dropped in part, or in whole where its successor begins later.
+                if let Some(front) = rich.chunks.front_mut() {
+                    let dropped = front.trim(until_ms);
+                    rich.entries -= dropped;
+                    if front.entries == 0 {
+                        rich.chunks.pop_front();
+                    }
+                }
+                self.units -= rich.base().wrapping_sub(base);
+                self.oldest = Packed::new(rich.chunks.front().map_or(newest, |chunk| chunk.first_ms));
+            }
+            Body::Flat(bytes) => {
+                let cut = Cut::before(self.oldest.get(), bytes, until_ms);
+                bytes.drain(..cut.bytes);
+                self.units -= cut.units;
+                self.oldest = Packed::new(cut.first_ms);
+            }
+            Body::Inline { len, bytes } => {
+                let cut = Cut::before(self.oldest.get(), bytes.get(..usize::from(*len)).unwrap_or_default(), until_ms);
+                bytes.copy_within(cut.bytes.., 0);
+                *len -= cut.bytes as u8;
+                self.units -= cut.units;
+                self.oldest = Packed::new(cut.first_ms);
+            }
+        }
+        self.span = Packed::new(newest - self.oldest.get());
+    }
+
+    /// Adds an entry behind all others.
+    fn append(&mut self, entry: Entry) {
+        let delta = if self.is_empty() {
+            self.oldest = Packed::new(entry.at_ms);
+            0
+        } else {
+            entry.at_ms - self.newest()
+        };
+        self.span = Packed::new(entry.at_ms - self.oldest.get());
+        let mut encoded = [0; 20];
+        let encoded = encode_entry(&mut encoded, delta, entry.units);
+        self.units += entry.units;
+        match &mut self.body {
+            Body::Inline { len, bytes } => {
+                let start = usize::from(*len);
+                if let Some(free) = bytes.get_mut(start..start + encoded.len()) {
+                    free.copy_from_slice(encoded);
+                    *len += encoded.len() as u8;
+                } else {
+                    let mut flat = Vec::with_capacity(grown(start + encoded.len()));
+                    flat.extend_from_slice(bytes.get(..start).unwrap_or_default());
+                    flat.extend_from_slice(encoded);
+                    self.body = Body::Flat(flat);
+                }
+            }
+            Body::Flat(bytes) if bytes.len() + encoded.len() <= CHUNK_BYTES => {
+                put_exact(bytes, encoded);
+            }
+            Body::Flat(_) | Body::Rich(_) => {
+                let total = self.units;
+                self.rich().append(entry, encoded, total);
+            }
+        }
+    }
+
+    /// The rich form of the log, made from a short one if need be.
+    fn rich(&mut self) -> &mut Rich {
+        if !matches!(self.body, Body::Rich(_)) {
+            let mut rich = Box::new(Rich::default());
+            if !self.is_empty() {
+                rich.entries = self.entries();
+                let bytes = match std::mem::replace(&mut self.body, Body::Flat(Vec::new())) {
+                    Body::Flat(bytes) => bytes,
+                    Body::Inline { len, bytes } => bytes.get(..usize::from(len)).unwrap_or_default().to_vec(),
+                    Body::Rich(_) => Vec::new(),
+                };
+                let (first_ms, entries) = (self.oldest.get(), rich.entries as u32);
+                rich.chunks.push_back(Chunk { first_ms, before: 0, entries, bytes });
+            }
+            self.body = Body::Rich(rich);
+        }
+        match &mut self.body {
+            Body::Rich(rich) => rich,
+            _ => unreachable!("made rich above"),
+        }
+    }
+
+    /// The stream of a log that is not rich.
+    fn short_bytes(&self) -> &[u8] {
+        match &self.body {
+            Body::Inline { len, bytes } => bytes.get(..usize::from(*len)).unwrap_or_default(),
+            Body::Flat(bytes) => bytes,
+            Body::Rich(_) => &[],
+        }
+    }
+
+    /// Replaces the stream of a log that is not rich by one that is not longer.
+    fn set_short_bytes(&mut self, stream: &[u8]) {
+        match &mut self.body {
+            Body::Inline { len, bytes } => {
+                if let Some(place) = bytes.get_mut(..stream.len()) {
+                    place.copy_from_slice(stream);
+                    *len = stream.len() as u8;
+                }
+            }
+            Body::Flat(bytes) => {
+                bytes.clear();
+                bytes.extend_from_slice(stream);
+            }
+            Body::Rich(_) => {}
+        }
+    }
+}
+
+impl std::fmt::Debug for WindowLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WindowLog")
+            .field("entries", &self.entries())
+            .field("units", &self.units)
+            .field("oldest_ms", &self.oldest_ms())
+            .field("newest_ms", &self.newest_ms())
+            .field("retention_ms", &self.retention_ms())
+            .finish()
+    }
+}
+
+impl PartialEq for WindowLog {
+    fn eq(&self, other: &Self) -> bool {
+        self.retention == other.retention && self.mixed() == other.mixed() && self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for WindowLog {}
+
+impl Rich {
+    /// The running total where the first chunk begins.
+    fn base(&self) -> u64 {
+        self.chunks.front().map_or(0, |chunk| chunk.before)
+    }
+
+    /// Adds an entry, `encoded` for a stream; `total` is what the log holds with it.
+    fn append(&mut self, entry: Entry, encoded: &[u8], total: u64) {
+        self.entries += 1;
+        let base = self.base();
+        match self.chunks.back_mut() {
+            Some(last) if last.bytes.len() + encoded.len() <= CHUNK_BYTES => {
+                last.entries += 1;
+                put_exact(&mut last.bytes, encoded);
+            }
+            _ => {
+                let mut bytes = Vec::with_capacity(grown(encoded.len()));
+                bytes.extend_from_slice(encoded);
+                let before = base.wrapping_add(total - entry.units);
+                self.chunks.push_back(Chunk { first_ms: entry.at_ms, before, entries: 1, bytes });
+            }
+        }
+    }
+}
+
+/// What a refund took from a chunk.
+struct Taken {
+    units: u64,
+    entries: usize,
+}
+
+impl Chunk {
+    fn iter(&self) -> Entries<'_> {
+        Entries::new(self.first_ms, &self.bytes)
+    }
+
+    /// Drops the entries at or before `until_ms`; returns how many there were.
+    fn trim(&mut self, until_ms: u64) -> usize {
+        let cut = Cut::before(self.first_ms, &self.bytes, until_ms);
+        self.bytes.drain(..cut.bytes);
+        self.entries -= cut.entries;
+        self.before = self.before.wrapping_add(cut.units);
+        self.first_ms = cut.first_ms;
+        cut.entries as usize
+    }
+
+    /// See [`WindowLog::refund`]. A stream cannot be read backwards: the chunk is taken apart and written again.
+    fn refund(&mut self, units: u64, at_ms: Option<u64>, dead_until_ms: Option<u64>) -> Taken {
+        let mut left = units;
+        let mut entries: Vec<Entry> = self.iter().collect();
+        let before = entries.len();
+        for entry in entries.iter_mut().rev() {
+            let alive = dead_until_ms.is_none_or(|dead| entry.at_ms > dead);
+            if left == 0 || !alive || at_ms.is_some_and(|at_ms| at_ms > entry.at_ms) {
+                break;
+            }
+            if at_ms.is_none_or(|at_ms| at_ms == entry.at_ms) {
+                let taken = entry.units.min(left);
+                entry.units -= taken;
+                left -= taken;
+            }
+        }
+        if left < units {
+            entries.retain(|entry| entry.units > 0);
+            self.bytes.clear();
+            self.first_ms = entries.first().map_or(0, |entry| entry.at_ms);
+            let mut last = self.first_ms;
+            for entry in &entries {
+                put_entry(&mut self.bytes, entry.at_ms - last, entry.units);
+                last = entry.at_ms;
+            }
+        }
+        let gone = before - entries.len();
+        self.entries -= gone as u32;
+        Taken { units: units - left, entries: gone }
+    }
+}
+
+/// Where a stream is cut so that only entries after an instant stay.
+struct Cut {
+    bytes: usize,
+    entries: u32,
+    units: u64,
+    /// The instant of the first entry that stays.
+    first_ms: u64,
+}
+
+impl Cut {
+    fn before(first_ms: u64, bytes: &[u8], until_ms: u64) -> Self {
+        let mut entries = Entries::new(first_ms, bytes);
+        let mut cut = Self { bytes: 0, entries: 0, units: 0, first_ms };
+        while let Some(entry) = entries.next() {
+            cut.first_ms = entry.at_ms;
+            if entry.at_ms > until_ms {
+                break;
+            }
+            cut.entries += 1;
+            cut.units += entry.units;
+            cut.bytes = bytes.len() - entries.rest.len();
+        }
+        cut
+    }
+}
+
+/// Walks a stream whose first entry lies at a given instant.
+struct Entries<'a> {
+    /// The instant of the entry before; before the first one, the instant of the first one itself.
+    at_ms: u64,
+    begun: bool,
+    rest: &'a [u8],
+}
+
+impl<'a> Entries<'a> {
+    fn new(first_ms: u64, rest: &'a [u8]) -> Self {
+        Self { at_ms: first_ms, begun: false, rest }
+    }
+}
+
+impl Iterator for Entries<'_> {
+    type Item = Entry;
+
+    #[inline]
+    fn next(&mut self) -> Option<Entry> {
+        let (delta, units) = take_entry(&mut self.rest)?;
+        if self.begun {
+            self.at_ms += delta;
+        }
+        self.begun = true;
+        Some(Entry { at_ms: self.at_ms, units })
+    }
+}
+
+/// A whole number below 2^(8 N), kept in N bytes so that the struct stays small.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Packed<const N: usize>([u8; N]);
+
+impl<const N: usize> Packed<N> {
+    const ZERO: Self = Self([0; N]);
+
+    /// `value`, which the callers keep below 2^(8 N): instants by [`MAX_INSTANT_MS`], spans by [`MAX_WINDOW_MS`].
+    #[inline]
+    fn new(value: u64) -> Self {
+        debug_assert!(value >> (8 * N) == 0, "the value fits");
+        let mut bytes = [0; N];
+        for (byte, from) in bytes.iter_mut().zip(value.to_le_bytes()) {
+            *byte = from;
+        }
+        Self(bytes)
+    }
+
+    #[inline]
+    fn get(self) -> u64 {
+        let mut bytes = [0; 8];
+        for (to, byte) in bytes.iter_mut().zip(self.0) {
+            *to = byte;
+        }
+        u64::from_le_bytes(bytes)
+    }
+}
+
+/// The capacity to give a stream of `len` bytes: steps of a quarter, in sizes that allocators have.
+fn grown(len: usize) -> usize {
+    let wanted = len + len / 4;
+    match wanted {
+        0..=64 => wanted.next_multiple_of(16).max(32),
+        65..=CHUNK_BYTES => wanted.next_multiple_of(32).min(CHUNK_BYTES),
+        _ => wanted.min(CHUNK_BYTES.max(len)),
+    }
+}
+
+/// Appends without the doubling that [`Vec`] would do.
+fn put_exact(bytes: &mut Vec<u8>, more: &[u8]) {
+    let len = bytes.len() + more.len();
+    if len > bytes.capacity() {
+        bytes.reserve_exact(grown(len) - bytes.len());
+    }
+    bytes.extend_from_slice(more);
+}
+
+fn put_entry(out: &mut Vec<u8>, delta_ms: u64, units: u64) {
+    let mut buffer = [0; 20];
+    out.extend_from_slice(encode_entry(&mut buffer, delta_ms, units));
+}
+
+/// The bytes of one entry of a stream.
+fn encode_entry(buffer: &mut [u8; 20], delta_ms: u64, units: u64) -> &[u8] {
+    let weighted = u64::from(units != 1);
+    let mut len = encode_varint(buffer, 0, delta_ms << 1 | weighted);
+    if weighted == 1 {
+        len = encode_varint(buffer, len, units);
+    }
+    buffer.get(..len).unwrap_or_default()
+}
+
+#[inline]
+fn encode_varint(buffer: &mut [u8; 20], mut at: usize, mut value: u64) -> usize {
+    while let Some(byte) = buffer.get_mut(at) {
+        at += 1;
+        if value < 0x80 {
+            *byte = value as u8;
+            break;
+        }
+        *byte = value as u8 | 0x80;
+        value >>= 7;
+    }
+    at
+}
+
+/// The milliseconds since the entry before, and the units, of the next entry of a stream.
+#[inline]
+fn take_entry(rest: &mut &[u8]) -> Option<(u64, u64)> {
+    let head = take_varint(rest)?;
+    let units = if head & 1 == 0 { 1 } else { take_varint(rest)? };
+    Some((head >> 1, units))
+}
+
+fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// Unsigned LEB128; `None` at the end of the bytes or beyond 64 bits.
+#[inline]
+fn take_varint(rest: &mut &[u8]) -> Option<u64> {
+    let (&first, after) = rest.split_first()?;
+    *rest = after;
+    if first < 0x80 {
+        return Some(u64::from(first));
+    }
+    let mut value = u64::from(first & 0x7f);
+    let mut shift = 7;
+    loop {
+        let (&byte, after) = rest.split_first()?;
+        *rest = after;
+        let bits = u64::from(byte & 0x7f);
+        if shift > 63 || bits << shift >> shift != bits {
+            return None;
+        }
+        value |= bits << shift;
+        if byte < 0x80 {
+            return Some(value);
+        }
+        shift += 7;
+    }
+}

@@ -1,0 +1,336 @@
+//! The window log and the limiter against a plain list of timestamps.
+//!
+//! `KEYGUARD_OPS` sets the number of operations (default 1,000,000) of the first property.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use keyguard_core::Error;
+use keyguard_core::limit::Limit;
+use keyguard_core::limiter::{Moment, Retry, clock, decide, longest_ms};
+use keyguard_core::window::{EXPIRY_SLACK_MS, WindowLog};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+const START_MS: u64 = 1_800_000_000_000;
+/// Long enough for several chunks, short enough for a failure to be shrunk.
+const OPS_PER_CASE: usize = 500;
+
+/// What DESIGN calls the window, as a list: no chunks, no deltas, no running totals.
+#[derive(Default, Clone)]
+struct Model {
+    entries: Vec<(u64, u64)>,
+    retention: u64,
+    renewed: u64,
+    shorter: u64,
+}
+
+impl Model {
+    fn newest(&self) -> Option<u64> {
+        self.entries.last().map(|entry| entry.0)
+    }
+
+    fn at(&self, limits: &[Limit], now: u64) -> u64 {
+        let longest = longest_ms(limits).max(self.retention);
+        match self.newest() {
+            Some(newest) if newest > now && newest - now <= longest => newest,
+            _ => now,
+        }
+    }
+
+    fn used(&self, window: u64, at: u64) -> u64 {
+        self.entries.iter().filter(|&&(t, _)| at < t + window).map(|entry| entry.1).sum()
+    }
+
+    /// The first millisecond from `now` at which `limits` let `cost` through, looked for one candidate after the other.
+    fn first_fit(&self, limits: &[Limit], cost: u64, now: u64) -> Option<u64> {
+        let fits = |when: u64| {
+            let at = self.at(limits, when);
+            let counted = if self.newest().is_some_and(|newest| newest > at) { 0 } else { 1 };
+            limits.iter().all(|limit| counted * self.used(limit.window_ms(), at) + cost <= limit.count())
+        };
+        let mut candidates = vec![now];
+        for limit in limits {
+            candidates.extend(self.entries.iter().map(|entry| entry.0 + limit.window_ms()).filter(|&t| t > now));
+        }
+        candidates.sort_unstable();
+        candidates.into_iter().find(|&when| fits(when))
+    }
+
+    fn claim(&mut self, at: u64, cost: u64, window: u64) {
+        if self.newest().is_some_and(|newest| at < newest) {
+            *self = Self::default();
+        }
+        let last = self.newest();
+        if self.entries.is_empty() || window >= self.retention {
+            (self.retention, self.renewed, self.shorter) = (window, at, 0);
+        } else {
+            if self.shorter == 0 {
+                self.renewed = last.unwrap();
+            }
+            self.shorter = self.shorter.max(window);
+            if at.saturating_sub(self.renewed) >= self.retention {
+                (self.retention, self.renewed) = (self.shorter, at);
+                self.shorter = if self.retention > window { window } else { 0 };
+            }
+        }
+        self.entries.retain(|&(t, _)| at < t + self.retention);
+        self.entries.push((at, cost));
+    }
+
+    fn refund(&mut self, mut units: u64, at: Option<u64>, dead_until: u64) -> u64 {
+        let mut given = 0;
+        for entry in self.entries.iter_mut().rev() {
+            if entry.0 > dead_until && at.is_none_or(|at| at == entry.0) {
+                let taken = entry.1.min(units);
+                entry.1 -= taken;
+                units -= taken;
+                given += taken;
+            }
+        }
+        self.entries.retain(|entry| entry.1 > 0);
+        if self.entries.is_empty() {
+            self.shorter = 0;
+        }
+        given
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Claim { step: i64, limits: prop::sample::Index, cost: u64 },
+    Refund { units: u64, back: Option<usize> },
+    Reload,
+}
+
+fn limits() -> impl Strategy<Value = Vec<Limit>> {
+    let one = (
+        prop_oneof![4 => 1u64..20, 2 => 20u64..400, 1 => Just(1_000_000u64)],
+        prop_oneof![Just(1u64), Just(50), Just(1_000), Just(10_000), Just(600_000), 1u64..5_000],
+    );
+    prop::collection::vec(one.prop_map(|(count, window)| Limit::new(count, window).unwrap()), 1..=4)
+}
+
+/// Mostly small steps forward, at times none, long ones, and steps backwards short and long.
+fn step() -> impl Strategy<Value = i64> {
+    prop_oneof![
+        4 => Just(0i64),
+        8 => 1i64..4,
+        3 => 4i64..200,
+        2 => 200i64..3_000,
+        1 => 3_000i64..700_000,
+        1 => -20i64..0,
+        1 => -2_000i64..0,
+        1 => -1_500_000i64..0,
+    ]
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let cost = prop_oneof![8 => Just(1u64), 2 => 2u64..6, 1 => Just(0u64), 1 => 100u64..2_000];
+    let op = prop_oneof![
+        20 => (step(), any::<prop::sample::Index>(), cost)
+            .prop_map(|(step, limits, cost)| Op::Claim { step, limits, cost }),
+        2 => (1u64..8, proptest::option::of(0usize..40)).prop_map(|(units, back)| Op::Refund { units, back }),
+        1 => Just(Op::Reload),
+    ];
+    prop::collection::vec(op, 1..2 * OPS_PER_CASE)
+}
+
+fn same(log: &WindowLog, model: &Model) -> Result<(), TestCaseError> {
+    prop_assert_eq!(log.entries(), model.entries.len());
+    prop_assert_eq!(log.units(), model.entries.iter().map(|entry| entry.1).sum::<u64>());
+    prop_assert_eq!(log.newest_ms(), model.newest());
+    prop_assert_eq!(log.oldest_ms(), model.entries.first().map(|entry| entry.0));
+    if let Some(newest) = model.newest() {
+        prop_assert_eq!(log.retention_ms(), model.retention);
+        prop_assert_eq!(log.expires_at_ms(), Some(newest + model.retention + EXPIRY_SLACK_MS));
+    }
+    Ok(())
+}
+
+fn run(pool: &[Vec<Limit>], ops: &[Op], done: &AtomicU64) -> Result<(), TestCaseError> {
+    let (mut log, mut model) = (WindowLog::default(), Model::default());
+    let mut now = START_MS;
+    let mut claims: Vec<u64> = Vec::new();
+    for op in ops {
+        done.fetch_add(1, Ordering::Relaxed);
+        match op {
+            Op::Claim { step, limits, cost } => {
+                let limits = limits.get(pool).as_slice();
+                now = now.checked_add_signed(*step).unwrap();
+                let moment = clock([&log], longest_ms(limits), now);
+                prop_assert_eq!(moment.at_ms, model.at(limits, now));
+                let verdict = decide(Some(&log), limits, *cost, moment).unwrap().unwrap();
+                let fresh = model.newest().is_some_and(|newest| newest > moment.at_ms);
+                let used = |limit: &Limit| if fresh { 0 } else { model.used(limit.window_ms(), moment.at_ms) };
+                prop_assert_eq!(verdict.used, used(&verdict.limit));
+                let fits = limits.iter().all(|limit| used(limit) + cost <= limit.count());
+                prop_assert_eq!(verdict.granted(), fits);
+                match verdict.retry {
+                    Retry::Granted => {
+                        let fewest = limits.iter().map(|limit| limit.count() - used(limit) - cost).min().unwrap();
+                        prop_assert_eq!(verdict.remaining(), fewest);
+                    }
+                    Retry::Never => prop_assert!(limits.iter().any(|limit| *cost > limit.count())),
+                    Retry::After(wait) => {
+                        prop_assert!(wait > 0);
+                        prop_assert_eq!(Some(now + wait), model.first_fit(limits, *cost, now));
+                        let asked_at = |when| {
+                            let moment = clock([&log], longest_ms(limits), when);
+                            decide(Some(&log), limits, *cost, moment).unwrap().unwrap().granted()
+                        };
+                        prop_assert!(!asked_at(now + wait - 1), "refused one millisecond before");
+                        prop_assert!(asked_at(now + wait), "allowed at it");
+                    }
+                }
+                if fits && *cost > 0 {
+                    let window = longest_ms(limits);
+                    log.push(moment.at_ms, *cost, window);
+                    model.claim(moment.at_ms, *cost, window);
+                    claims.push(moment.at_ms);
+                    prop_assert_eq!(
+                        verdict.reset_after_ms,
+                        moment.at_ms + verdict.limit.window_ms() - now,
+                        "full again when this claim has left"
+                    );
+                }
+            }
+            Op::Refund { units, back } => {
+                let at = back.and_then(|back| claims.len().checked_sub(back + 1)).map(|index| claims[index]);
+                let dead_until = now.saturating_sub(model.retention);
+                let given = log.refund(*units, at, Some(dead_until));
+                prop_assert_eq!(given, model.refund(*units, at, dead_until));
+            }
+            Op::Reload => {
+                let bytes = log.encode();
+                let again = WindowLog::decode(&bytes).expect("what encode wrote is read");
+                prop_assert_eq!(&again, &log);
+                prop_assert_eq!(again.encode(), bytes);
+                log = again;
+            }
+        }
+        same(&log, &model)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_log_and_a_plain_list_agree_on_everything() {
+    let wanted: u64 = std::env::var("KEYGUARD_OPS").ok().and_then(|ops| ops.parse().ok()).unwrap_or(1_000_000);
+    let done = AtomicU64::new(0);
+    let cases = u32::try_from(wanted.div_ceil(10 * OPS_PER_CASE as u64)).unwrap();
+    let strategy = (prop::collection::vec(limits(), 1..4), ops());
+    while done.load(Ordering::Relaxed) < wanted {
+        let config = Config { cases, failure_persistence: None, ..Config::default() };
+        TestRunner::new(config).run(&strategy, |(pool, ops)| run(&pool, &ops, &done)).unwrap();
+    }
+    let done = done.into_inner();
+    println!("{done} operations compared");
+    assert!(done >= wanted);
+}
+
+proptest! {
+    #![proptest_config(Config { cases: 200, failure_persistence: None, ..Config::default() })]
+
+    /// Whatever other windows claims name beside it, a window that all of them name never holds more than its count.
+    #[test]
+    fn a_limit_that_every_claim_names_is_never_exceeded(
+        count in 1u64..30,
+        window in prop_oneof![Just(100u64), Just(1_000), 1u64..3_000],
+        others in prop::collection::vec((0u64..400, prop::option::of((1u64..60, 1u64..10_000)), 1u64..4), 1..800),
+    ) {
+        let mut log = WindowLog::default();
+        let mut history: Vec<(u64, u64)> = Vec::new();
+        let mut now = START_MS;
+        for (step, other, cost) in others {
+            now += step;
+            let mut limits = vec![Limit::new(count, window).unwrap()];
+            limits.extend(other.map(|(count, window)| Limit::new(count, window).unwrap()));
+            let moment = clock([&log], longest_ms(&limits), now);
+            if decide(Some(&log), &limits, cost, moment).unwrap().unwrap().granted() {
+                log.push(moment.at_ms, cost, longest_ms(&limits));
+                history.push((moment.at_ms, cost));
+            }
+            let held: u64 = history.iter().filter(|&&(t, _)| now < t + window).map(|entry| entry.1).sum();
+            prop_assert!(held <= count);
+            prop_assert_eq!(log.units_after(now - window), held);
+        }
+    }
+
+    #[test]
+    fn any_bytes_decode_to_a_sound_log_or_to_none(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        if let Some(log) = WindowLog::decode(&bytes) {
+            exercise(log)?;
+        }
+    }
+
+    #[test]
+    fn a_damaged_encoding_decodes_to_a_sound_log_or_to_none(
+        claims in prop::collection::vec((0u64..300, 1u64..300, prop_oneof![Just(1_000u64), Just(60_000)]), 1..500),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        let mut log = WindowLog::default();
+        let mut now = START_MS;
+        for (step, units, window) in claims {
+            now += step;
+            log.push(now, units, window);
+        }
+        let mut bytes = log.encode();
+        for (index, value) in damage {
+            let index = index.index(bytes.len());
+            bytes[index] = value;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        if let Some(log) = WindowLog::decode(&bytes) {
+            exercise(log)?;
+        }
+    }
+}
+
+/// Everything that commands do with a log, on one that may have come from anybody.
+fn exercise(mut log: WindowLog) -> Result<(), TestCaseError> {
+    let bytes = log.encode();
+    let again = WindowLog::decode(&bytes).expect("what encode wrote is read");
+    prop_assert_eq!(again.encode(), bytes);
+    let newest = log.newest_ms().unwrap_or(START_MS);
+    let limits = [Limit::new(5, 1_000).unwrap(), Limit::new(1_000_000, 86_400_000).unwrap()];
+    for now in [0, newest.saturating_sub(5_000), newest, newest + 5_000] {
+        let moment = clock([&log], longest_ms(&limits), now);
+        decide(Some(&log), &limits, 3, moment).expect("there is room");
+        log.clone().push(moment.at_ms, 3, 1_000);
+        log.clone().refund(10, Some(newest), None);
+    }
+    log.refund(u64::MAX, None, None);
+    prop_assert!(log.is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_full_log_refuses_and_a_claim_that_frees_room_does_not() {
+    let limit = [Limit::new(keyguard_core::limit::MAX_UNITS, 1_000).unwrap()];
+    let mut log = WindowLog::default();
+    for _ in 0..keyguard_core::window::MAX_ENTRIES {
+        log.push(START_MS, 1, 1_000);
+    }
+    let asked = |now_ms| decide(Some(&log), &limit, 1, Moment { now_ms, at_ms: now_ms });
+    assert_eq!(asked(START_MS + 999), Err(Error::BucketFull));
+    assert!(asked(START_MS + 1_000).unwrap().unwrap().granted());
+}
+
+#[test]
+fn memory_stays_within_the_published_figures() {
+    let per_entry = |entries: u64, step_ms: u64| {
+        let mut log = WindowLog::default();
+        for index in 0..entries {
+            log.push(START_MS + index * step_ms, 1, 366 * 86_400_000);
+        }
+        log.memory_bytes() as f64 / entries as f64
+    };
+    assert!(per_entry(100_000, 1) < 2.5, "{}", per_entry(100_000, 1));
+    assert!(per_entry(100_000, 600) < 2.5, "{}", per_entry(100_000, 600));
+    assert!(per_entry(60, 1_000) < 3.7, "{}", per_entry(60, 1_000));
+    assert!(per_entry(1, 1) <= 48.0);
+}

@@ -1,0 +1,139 @@
+//! Data of every kind that the module keeps, and one valid call of every command upon it.
+
+use super::{Client, Reply, args};
+
+/// What [`populate`] made, as far as it cannot be known before.
+pub struct Sample {
+    /// An API key of organization `shop` with limits, used three times of five.
+    pub limited: String,
+    /// One without limits and scopes.
+    pub plain: String,
+    /// One that is revoked.
+    pub revoked: String,
+    /// Their ids, in this order.
+    pub ids: [i64; 3],
+}
+
+/// The secret of the vault's keys 1 and 2.
+const SECRET: &str = "sk-live-0123456789abcdef";
+
+/// Fills a server with buckets of all shapes and with the store `acme`. No window ends while a test runs.
+pub fn populate(client: &mut Client) -> Sample {
+    populate_buckets(client);
+    populate_store(client)
+}
+
+fn populate_buckets(client: &mut Client) {
+    for _ in 0..3 {
+        client.claim("rl:few 10 1h");
+    }
+    let many = vec![args!["KG.CLAIM", "rl:many", "1000", "1h", "5000", "7d", "COST", "3"]; 300];
+    assert!(client.pipeline(&many).iter().all(|reply| !reply.is_error()));
+    client.claim("rl:weighted 1000000 1h COST 250000");
+    client.claim("rl:refunded 10 1h COST 7");
+    client.ok("KG.REFUND rl:refunded 4");
+    for _ in 0..3 {
+        client.claim("rl:full 3 1h");
+    }
+    assert!(!client.claim("rl:full 3 1h").claimed);
+}
+
+/// The store alone.
+pub fn populate_store(client: &mut Client) -> Sample {
+    client.ok(format!(
+        "KG.ADDKEY acme openai {SECRET} SOURCE billing LOGIN ops@example.com BATCH b1 ACCOUNT a1 LIMIT 10 1h \
+         LIMIT 100000 1h UNIT tokens WEIGHT 3 META {{\"tier\":1}}"
+    ));
+    client.ok(format!("KG.ADDKEY acme openai {SECRET} INACTIVE"));
+    client.ok("KG.ADDKEY acme mail another-secret EXPIREIN 30d");
+    client.ok("KG.ADDORG acme shop LIMIT 100 1h");
+    client.ok("KG.ADDORG acme lab");
+    let mut new = |arguments: &str| {
+        let reply = client.ok(format!("KG.NEWKEY acme {arguments}"));
+        let [id, raw] = reply.list() else { panic!("NEWKEY answers a pair, not {reply:?}") };
+        (id.int(), raw.text())
+    };
+    let limited = new("shop web SCOPES orders:*,read LIMIT 5 1h LIMIT 100000 1h UNIT tokens META {\"plan\":\"gold\"}");
+    let plain = new("shop cron EXPIREIN 30d");
+    let revoked = new("lab old PREFIX lab_");
+    for _ in 0..3 {
+        assert_eq!(client.code(format!("KG.AUTH acme {} SCOPE read COST 1 COST 50 UNIT tokens", limited.1)), "VALID");
+    }
+    assert_eq!(client.code(format!("KG.AUTH acme {}", plain.1)), "VALID");
+    client.ok(format!("KG.REVOKE acme {}", revoked.0));
+    client.ok("KG.BLOCKIP acme 192.0.2.7 1h REASON scan");
+    client.ok("KG.BLOCKIP acme 2001:db8::7 2h");
+    Sample { limited: limited.1, plain: plain.1, revoked: revoked.1, ids: [limited.0, plain.0, revoked.0] }
+}
+
+/// A valid call of every command upon what [`populate`] made; each begins with the command's name.
+pub fn commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
+    let id = sample.ids[1];
+    vec![
+        args!["KG.CLAIM", "rl:few", "1000", "1h", "2000", "7d", "COST", "1"],
+        args!["KG.REMAINING", "rl:few", "1000", "1h", "2000", "7d", "COST", "1"],
+        args!["KG.REFUND", "rl:weighted", "1"],
+        args!["KG.INSPECT", "rl:few"],
+        args!["KG.GETKEY", "acme", "1"],
+        args!["KG.GETKEY", "acme", "NAME", "mail"],
+        args!["KG.REVEAL", "acme", "1"],
+        args!["KG.REVEAL", "acme", "NAME", "mail"],
+        args!["KG.FINDKEY", "acme", SECRET],
+        args!["KG.AUTH", "acme", sample.limited, "IP", "198.51.100.1", "SCOPE", "read", "COST", "1", "UNIT", "tokens"],
+        args!["KG.CHECK", "acme", sample.plain, "IP", "198.51.100.1"],
+        args!["KG.CHECKIP", "acme", "192.0.2.7"],
+        args!["KG.BLOCKIP", "acme", "192.0.2.8", "1h", "REASON", "scan"],
+        args!["KG.UNBLOCKIP", "acme", "192.0.2.8"],
+        args!["KG.SETORG", "acme", "shop", "STATUS", "active"],
+        args!["KG.REVOKE", "acme", id],
+        args![
+            "KG.ADDKEY",
+            "acme",
+            "mail2",
+            "a-third-secret",
+            "INACTIVE",
+            "EXPIREIN",
+            "1h",
+            "SOURCE",
+            "s",
+            "LOGIN",
+            "l",
+            "BATCH",
+            "b",
+            "ACCOUNT",
+            "a",
+            "LIMIT",
+            "5",
+            "1h",
+            "UNIT",
+            "tokens",
+            "WEIGHT",
+            "2",
+            "META",
+            "{}",
+            "UNIQUE"
+        ],
+        args!["KG.ADDORG", "acme", "club", "LIMIT", "5", "1h"],
+        args![
+            "KG.NEWKEY",
+            "acme",
+            "shop",
+            "tool",
+            "PREFIX",
+            "p_",
+            "SCOPES",
+            "a,b",
+            "LIMIT",
+            "5",
+            "1h",
+            "UNIT",
+            "tokens",
+            "EXPIREAT",
+            "2100-01-01T00:00:00Z",
+            "META",
+            "{}"
+        ],
+        args!["KG.DELKEY", "acme", "2"],
+        args!["KG.APPLY", "rl:few", "payload"],
+    ]
+}

@@ -1,0 +1,280 @@
+//! A server of a test: started on a free port in a directory of its own, ended with the test.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, TcpListener},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+};
+
+use tempfile::TempDir;
+
+use super::{Client, Reply, Sut, eventually, expect};
+
+/// A keyring file with one key, for servers that must share it.
+pub const KEYRING: &str =
+    r#"{"version":1,"keys":[{"key":"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=","created":"2026-01-01T00:00:00Z"}]}"#;
+
+/// Another one, with another key.
+pub const OTHER_KEYRING: &str =
+    r#"{"version":1,"keys":[{"key":"ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=","created":"2026-02-01T00:00:00Z"}]}"#;
+
+/// Words that no server's log may hold at the end of a test.
+const FORBIDDEN: [&str; 5] = ["panicked", "ASSERTION", "crashed", "CRITICAL", "internal error"];
+
+/// How often a port that another process took meanwhile is exchanged for a new one.
+const PORT_ATTEMPTS: usize = 10;
+
+/// How a server is to be started.
+pub struct Setup {
+    sut: Sut,
+    directory: TempDir,
+    arguments: Vec<String>,
+    module: Option<Vec<String>>,
+    environment: Vec<(String, String)>,
+    cluster: bool,
+}
+
+impl Setup {
+    pub(super) fn new(sut: &Sut) -> Self {
+        let directory = tempfile::Builder::new().prefix("keyguard-").tempdir().expect("a temporary directory");
+        let file = directory.path().join("keyring").display().to_string();
+        let module = ["keyring-file", &file, "keyring-auto-create", "yes"].map(str::to_owned).to_vec();
+        Self {
+            sut: sut.clone(),
+            directory,
+            arguments: Vec::new(),
+            module: Some(module),
+            environment: Vec::new(),
+            cluster: false,
+        }
+    }
+
+    /// One more setting of the server.
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.arguments.extend([format!("--{name}"), value.to_owned()]);
+        self
+    }
+
+    /// The keyring file holds this, and is not made by the server.
+    pub fn keyring(self, content: &str) -> Self {
+        self.keyring_with_mode(content, 0o600)
+    }
+
+    /// The same, with any mode.
+    pub fn keyring_with_mode(mut self, content: &str, mode: u32) -> Self {
+        let file = self.directory.path().join("keyring");
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&file).unwrap();
+        fs::write(&file, content).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        self.module = Some(vec!["keyring-file".to_owned(), file.display().to_string()]);
+        self
+    }
+
+    /// The module is loaded with exactly these arguments.
+    pub fn module_arguments(mut self, arguments: &[&str]) -> Self {
+        self.module = Some(arguments.iter().map(|&argument| argument.to_owned()).collect());
+        self
+    }
+
+    /// A variable of its environment.
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The module is not loaded.
+    pub fn without_module(mut self) -> Self {
+        self.module = None;
+        self
+    }
+
+    /// A node of a cluster, with the shared keyring.
+    pub fn cluster(mut self) -> Self {
+        self.cluster = true;
+        self.keyring(KEYRING).with("cluster-node-timeout", "15000")
+    }
+
+    /// A replica of that server, sharing its keyring.
+    pub fn replica_of(self, primary: &Server) -> Self {
+        let keyring = fs::read_to_string(primary.keyring_file()).expect("the primary has a keyring");
+        self.keyring(&keyring).with("replicaof", &format!("127.0.0.1 {}", primary.port))
+    }
+
+    /// The directory of the server to be.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Starts it and waits until it answers.
+    pub fn start(self) -> Server {
+        let mut server = Server { setup: self, child: None, port: 0, watch_log: true };
+        server.start_again();
+        server
+    }
+
+    /// Starts it and waits until it gives up; what it said.
+    pub fn start_in_vain(self) -> String {
+        let mut server = Server { setup: self, child: None, port: 0, watch_log: false };
+        server.spawn();
+        let status = eventually("the server giving up", || match server.child.as_mut().unwrap().try_wait().unwrap() {
+            Some(status) => Ok(status),
+            None => Err(server.log()),
+        });
+        server.child = None;
+        assert!(!status.success(), "a server that does not start says so by its exit status");
+        server.log()
+    }
+}
+
+/// A running server (or one between two runs).
+pub struct Server {
+    setup: Setup,
+    child: Option<Child>,
+    port: u16,
+    watch_log: bool,
+}
+
+impl Server {
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its directory: keyring, log, append-only files, dump.
+    pub fn directory(&self) -> &Path {
+        self.setup.directory()
+    }
+
+    /// Where its keyring is, or would be.
+    pub fn keyring_file(&self) -> PathBuf {
+        self.directory().join("keyring")
+    }
+
+    /// A new connection.
+    pub fn client(&self) -> Client {
+        Client::try_connect(self.port).expect("the server takes a connection")
+    }
+
+    /// All that it has said so far, over all its runs.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.log_file()).unwrap_or_default()).into_owned()
+    }
+
+    /// Ends it at once, as a crash of the machine would.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("the server can be killed");
+            child.wait().expect("the server ends");
+        }
+    }
+
+    /// Starts it again in the same directory, after [`kill`](Self::kill), and waits until it answers.
+    pub fn start_again(&mut self) {
+        assert!(self.child.is_none(), "the server already runs");
+        for _ in 0..PORT_ATTEMPTS {
+            if self.try_start() {
+                return;
+            }
+            // The port was taken between our look and the server's: its log says so and counts for nothing.
+            let _ = fs::remove_file(self.log_file());
+        }
+        panic!("no free port in {PORT_ATTEMPTS} attempts");
+    }
+
+    /// Restarts it as after a crash.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.start_again();
+    }
+
+    /// Waits until all that this server has written so far has reached the replica.
+    pub fn wait_for(&self, replica: &Server) {
+        let (mut ours, mut theirs) = (self.client(), replica.client());
+        eventually("the replica having caught up", || {
+            let wanted = ours.info_number("replication", "master_repl_offset");
+            let link = theirs.info("replication", "master_link_status");
+            let reached = theirs.info_number("replication", "master_repl_offset");
+            expect(link.as_deref() == Some("up") && reached >= wanted, || {
+                format!("link {link:?}, offset {reached} of {wanted}")
+            })
+        });
+    }
+
+    /// Whether it now runs; `false` if its port was taken by another process.
+    fn try_start(&mut self) -> bool {
+        self.spawn();
+        let pid = self.child.as_ref().unwrap().id().to_string();
+        let outcome = eventually("the server answering PING", || {
+            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
+                return Ok(Err(status));
+            }
+            let Ok(mut client) = Client::try_connect(self.port) else { return Err(self.log()) };
+            if client.send_bytes(b"*1\r\n$4\r\nPING\r\n").is_err() || client.try_receive().is_none_or(|r| r.is_error())
+            {
+                return Err(self.log());
+            }
+            // Another server may have had the port first: ours is then about to end.
+            let found = client.info("server", "process_id").ok_or_else(|| self.log())?;
+            expect(found == pid, || format!("process {found} has the port, not {pid}")).map(Ok)
+        });
+        match outcome {
+            Ok(()) => true,
+            Err(status) => {
+                self.child = None;
+                let log = self.log();
+                let port_taken = ["Address already in use", "Failed listening"].iter().any(|text| log.contains(text));
+                assert!(port_taken, "{} did not start ({status}):\n{log}", self.setup.sut.name);
+                false
+            }
+        }
+    }
+
+    fn spawn(&mut self) {
+        self.port = free_port();
+        let directory = self.directory().display().to_string();
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file()).unwrap();
+        let mut command = Command::new(&self.setup.sut.program);
+        command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--dir", &directory]);
+        command.args(["--save", "", "--protected-mode", "no", "--repl-diskless-sync-delay", "0"]);
+        command.args(["--enable-debug-command", "yes", "--enable-module-command", "yes"]);
+        if self.setup.cluster {
+            command.args(["--cluster-enabled", "yes", "--cluster-port", &free_port().to_string()]);
+        }
+        command.args(&self.setup.arguments);
+        if let Some(arguments) = &self.setup.module {
+            command.arg("--loadmodule").arg(self.setup.sut.module()).args(arguments);
+        }
+        command.current_dir(self.directory()).env_remove("KEYGUARD_KEYRING").env("HOME", self.directory());
+        command.envs(self.setup.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        self.child = Some(command.spawn().expect("the server's program can be started"));
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.directory().join("server.log")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+        let log = self.log();
+        if thread::panicking() {
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = lines[lines.len().saturating_sub(60)..].join("\n");
+            eprintln!("--- log of {} at port {}:\n{tail}\n---", self.setup.sut.name, self.port);
+        } else if self.watch_log {
+            for word in FORBIDDEN {
+                assert!(!log.contains(word), "the log holds {word:?}:\n{log}");
+            }
+        }
+    }
+}
+
+/// A port that nobody listened on a moment ago.
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()
+}

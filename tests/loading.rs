@@ -1,0 +1,308 @@
+//! Loading: the keyring that the module starts with, and what it says where there is none.
+
+use std::{fs, os::unix::fs::PermissionsExt};
+
+use crate::harness::{
+    Client, KEYRING, OTHER_KEYRING, Reply, Server, Setup, Sut, args, eventually, expect, populate, server_tests,
+};
+
+server_tests![
+    loads_while_the_server_runs,
+    makes_a_keyring_when_alone,
+    makes_no_keyring_unless_told_to,
+    makes_no_keyring_in_a_cluster,
+    makes_no_keyring_on_a_replica,
+    makes_no_keyring_for_an_existing_store,
+    refuses_a_keyring_that_others_can_read,
+    refuses_a_damaged_keyring,
+    refuses_unknown_arguments,
+    reads_the_keyring_from_the_environment,
+    works_without_a_keyring,
+    an_older_key_still_opens,
+    a_replaced_keyring_opens_nothing,
+    describes_itself,
+    describes_its_commands,
+];
+
+fn keyring_mode(server: &Server) -> u32 {
+    fs::metadata(server.keyring_file()).unwrap().permissions().mode() & 0o777
+}
+
+fn loads_while_the_server_runs(sut: &Sut) {
+    let server = sut.setup().without_module().start();
+    let mut c = server.client();
+    assert!(c.call("KG.CLAIM b 1 1h").is_error());
+    let keyring = server.keyring_file();
+    c.ok(args![
+        "MODULE",
+        "LOAD",
+        sut.module().to_str().unwrap(),
+        "keyring-file",
+        keyring.to_str().unwrap(),
+        "keyring-auto-create",
+        "yes"
+    ]);
+    assert!(c.claim("b 1 1h").claimed);
+    c.ok("KG.ADDKEY acme vendor some-secret");
+    assert_eq!(c.ok("KG.REVEAL acme 1").text(), "some-secret");
+    assert_eq!(keyring_mode(&server), 0o600);
+    // Data of the native types forbids taking the module away, as the server sees to.
+    c.err("MODULE UNLOAD keyguard");
+    assert!(!c.claim("b 1 1h").claimed);
+}
+
+fn makes_a_keyring_when_alone(sut: &Sut) {
+    let mut server = sut.setup().with("appendonly", "yes").with("appendfsync", "always").start();
+    assert_eq!(keyring_mode(&server), 0o600);
+    let made = fs::read_to_string(server.keyring_file()).unwrap();
+    let file: serde_json::Value = serde_json::from_str(&made).expect("JSON");
+    assert_eq!(file["version"], 1);
+    assert_eq!(file["keys"].as_array().unwrap().len(), 1);
+    server.client().ok("KG.ADDKEY acme vendor some-secret");
+    server.restart();
+    assert_eq!(server.client().ok("KG.REVEAL acme 1").text(), "some-secret");
+    assert_eq!(fs::read_to_string(server.keyring_file()).unwrap(), made, "made once");
+    let other = sut.server();
+    assert_ne!(fs::read_to_string(other.keyring_file()).unwrap(), made, "every keyring is its own");
+}
+
+/// The server has started, has no keyring, and made none.
+fn assert_without_keyring(server: &Server) {
+    assert!(!server.keyring_file().exists());
+    assert!(server.log().contains("keyring"), "the log says so:\n{}", server.log());
+}
+
+fn setup_with_file(sut: &Sut, auto_create: &str) -> Setup {
+    let setup = sut.setup();
+    let file = setup.directory().join("keyring").display().to_string();
+    setup.module_arguments(&["keyring-file", &file, "keyring-auto-create", auto_create])
+}
+
+fn makes_no_keyring_unless_told_to(sut: &Sut) {
+    let setup = sut.setup();
+    let file = setup.directory().join("keyring").display().to_string();
+    let log = setup.module_arguments(&["keyring-file", &file]).start_in_vain();
+    assert!(log.contains("keyring"), "{log}");
+    let log = setup_with_file(sut, "no").start_in_vain();
+    assert!(log.contains("keyring"), "{log}");
+}
+
+fn makes_no_keyring_in_a_cluster(sut: &Sut) {
+    let log = setup_with_file(sut, "yes").with("cluster-enabled", "yes").start_in_vain();
+    assert!(log.contains("keyring"), "{log}");
+}
+
+fn makes_no_keyring_on_a_replica(sut: &Sut) {
+    let primary = sut.server();
+    let setup = setup_with_file(sut, "yes").with("replicaof", &format!("127.0.0.1 {}", primary.port()));
+    let file = setup.directory().join("keyring");
+    let log = setup.start_in_vain();
+    assert!(log.contains("keyring"), "{log}");
+    assert!(!file.exists());
+}
+
+fn makes_no_keyring_for_an_existing_store(sut: &Sut) {
+    let mut server = sut.setup().with("appendonly", "yes").with("appendfsync", "always").start();
+    server.client().ok("KG.ADDKEY acme vendor some-secret");
+    server.kill();
+    fs::remove_file(server.keyring_file()).unwrap();
+    server.start_again();
+    let mut c = server.client();
+    for command in ["KG.REVEAL acme 1", "KG.ADDKEY acme vendor other-secret", "KG.FINDKEY acme some-secret"] {
+        c.refused("NOKEYRING", command);
+    }
+    assert_without_keyring(&server);
+}
+
+fn refuses_a_keyring_that_others_can_read(sut: &Sut) {
+    for mode in [0o644, 0o640, 0o604, 0o660, 0o620] {
+        let log = sut.setup().keyring_with_mode(KEYRING, mode).start_in_vain();
+        assert!(log.contains("keyring") && log.contains("0600"), "{mode:o}: {log}");
+    }
+    for mode in [0o600, 0o400] {
+        let server = sut.setup().keyring_with_mode(KEYRING, mode).start();
+        assert_eq!(server.client().ok("KG.ADDKEY acme vendor some-secret").int(), 1);
+        assert_eq!(keyring_mode(&server), mode);
+    }
+}
+
+fn refuses_a_damaged_keyring(sut: &Sut) {
+    let canary = "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA";
+    let table = [
+        String::new(),
+        "{".to_owned(),
+        "{\"version\":1,\"keys\":[]}".to_owned(),
+        "{\"version\":2,\"keys\":[]}".to_owned(),
+        format!("{{\"version\":1,\"keys\":[{{\"key\":\"{canary}{canary}\",\"created\":\"2026-01-01T00:00:00Z\"}}]}}"),
+        format!("{canary}={canary}"),
+        format!("{canary}=\n{canary}="),
+    ];
+    for content in table {
+        let log = sut.setup().keyring(&content).start_in_vain();
+        assert!(log.contains("keyring"), "{content}: {log}");
+        assert!(!log.contains(&canary[..12]), "the log shows the key: {log}");
+    }
+}
+
+fn refuses_unknown_arguments(sut: &Sut) {
+    for arguments in [&["keyring-fil", "x"][..], &["keyring-file"], &["keyring-auto-create", "perhaps"]] {
+        let log = sut.setup().module_arguments(arguments).start_in_vain();
+        assert!(!log.contains("panicked"), "{log}");
+    }
+}
+
+fn reads_the_keyring_from_the_environment(sut: &Sut) {
+    let server = sut.setup().module_arguments(&[]).environment("KEYGUARD_KEYRING", KEYRING).start();
+    let mut c = server.client();
+    c.ok("KG.ADDKEY acme vendor some-secret");
+    let payload = c.ok("DUMP {acme}:key:1").bytes();
+    let header = c.ok("DUMP acme").bytes();
+    // The same key by file opens what this one has sealed; so does a .netrc.
+    let by_file = sut.setup().keyring(KEYRING).start();
+    let netrc = sut.setup();
+    let password: serde_json::Value = serde_json::from_str(KEYRING).unwrap();
+    let password = password["keys"][0]["key"].as_str().unwrap();
+    let file = netrc.directory().join(".netrc");
+    fs::write(&file, format!("machine KEYGUARD_KEYRING login keyguard password {password}\n")).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    let by_netrc = netrc.module_arguments(&[]).start();
+    for other in [by_file, by_netrc] {
+        let mut c = other.client();
+        c.ok(args!["RESTORE", "acme", "0", header]);
+        c.ok(args!["RESTORE", "{acme}:key:1", "0", payload]);
+        assert_eq!(c.ok("KG.REVEAL acme 1").text(), "some-secret");
+    }
+}
+
+fn works_without_a_keyring(sut: &Sut) {
+    let server = sut.setup().module_arguments(&[]).start();
+    let mut c = server.client();
+    for command in ["KG.ADDKEY acme vendor some-secret", "KG.ADDKEY acme vendor some-secret UNIQUE"] {
+        c.refused("NOKEYRING", command);
+    }
+    assert_eq!(c.keys(), Vec::<Vec<u8>>::new());
+    assert!(c.claim("b 1 1h").claimed);
+    assert!(!c.claim("b 1 1h").claimed);
+    c.ok("KG.BLOCKIP acme 192.0.2.1 1h");
+    assert_eq!(c.code("KG.CHECKIP acme 192.0.2.1"), "IP_BLOCKED");
+}
+
+fn an_older_key_still_opens(sut: &Sut) {
+    let mut server = sut.setup().keyring(KEYRING).with("appendonly", "yes").with("appendfsync", "always").start();
+    let mut c = server.client();
+    let sample = populate(&mut c);
+    server.kill();
+    let [old, new] = [KEYRING, OTHER_KEYRING].map(|text| {
+        let mut file: serde_json::Value = serde_json::from_str(text).unwrap();
+        file["keys"][0].take()
+    });
+    let both = serde_json::json!({ "version": 1, "keys": [old, new] });
+    fs::write(server.keyring_file(), both.to_string()).unwrap();
+    server.start_again();
+    let mut c = server.client();
+    assert_eq!(c.ok("KG.REVEAL acme 1").text(), "sk-live-0123456789abcdef");
+    assert_eq!(c.code(format!("KG.AUTH acme {} SCOPE read", sample.limited)), "VALID");
+    assert_eq!(c.ok("KG.FINDKEY acme another-secret").ints(), [3]);
+    let id = c.ok("KG.ADDKEY acme vendor another-secret").int();
+    let raw = c.ok("KG.NEWKEY acme shop newer").list()[1].text();
+    let mut found = c.ok("KG.FINDKEY acme another-secret").ints();
+    found.sort_unstable();
+    assert_eq!(found, [3, id], "under both keys");
+    c.refused("DUPLICATE", "KG.ADDKEY acme vendor sk-live-0123456789abcdef UNIQUE");
+    // Without the older key, what the newer one made goes on.
+    server.kill();
+    fs::write(server.keyring_file(), OTHER_KEYRING).unwrap();
+    server.start_again();
+    let mut c = server.client();
+    c.refused("NOKEYRING", "KG.REVEAL acme 1");
+    assert_eq!(c.ok(args!["KG.REVEAL", "acme", id]).text(), "another-secret");
+    assert_eq!(c.code(format!("KG.AUTH acme {raw}")), "VALID");
+}
+
+fn a_replaced_keyring_opens_nothing(sut: &Sut) {
+    let mut server = sut.setup().keyring(KEYRING).with("appendonly", "yes").with("appendfsync", "always").start();
+    let mut c = server.client();
+    let sample = populate(&mut c);
+    server.kill();
+    fs::write(server.keyring_file(), OTHER_KEYRING).unwrap();
+    server.start_again();
+    let mut c = server.client();
+    let before = c.state();
+    c.refused("NOKEYRING", "KG.REVEAL acme 1");
+    for command in ["KG.AUTH", "KG.CHECK"] {
+        c.refused("NOKEYRING", args![command, "acme", sample.plain]);
+    }
+    c.refused("NOKEYRING", "KG.FINDKEY acme another-secret");
+    assert_eq!(c.state(), before);
+    assert_eq!(c.ok("KG.GETKEY acme 1").field("name").text(), "openai", "what needs no key works");
+    assert!(!c.claim("rl:full 3 1h").claimed);
+    eventually("the log naming the missing key", || {
+        let log = server.log();
+        expect(log.contains("keyring") && log.contains("fingerprint"), || log)
+    });
+}
+
+fn describes_itself(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    populate(&mut c);
+    let info = c.ok("INFO keyguard").text();
+    assert!(info.contains("# keyguard"), "{info}");
+    assert!(info.lines().filter(|line| line.starts_with("keyguard_")).count() > 2, "{info}");
+    assert!(c.ok("INFO everything").text().contains("# keyguard"));
+    let config = c.ok("CONFIG GET keyguard.*").fields();
+    let names: Vec<&str> = config.iter().map(|(name, _)| name.as_str()).collect();
+    for name in ["keyguard.keyring-file", "keyguard.keyring-auto-create"] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+    let modules = c.ok("MODULE LIST");
+    let module = modules.list().iter().find(|module| module.field("name").text() == "keyguard").expect("keyguard");
+    assert!(module.field("ver").int() > 0);
+}
+
+/// Every command as the server knows it.
+fn command_names(c: &mut Client) -> Vec<String> {
+    let mut names: Vec<String> =
+        c.ok("COMMAND LIST FILTERBY MODULE keyguard").list().iter().map(|name| name.text().to_uppercase()).collect();
+    names.sort();
+    names
+}
+
+fn describes_its_commands(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    let sample = populate(&mut c);
+    let names = command_names(&mut c);
+    let tried = crate::harness::commands(&sample);
+    for name in &names {
+        assert!(tried.iter().any(|command| command[0] == name.as_bytes()), "{name} is in no table of these tests");
+    }
+    for command in tried {
+        let name = String::from_utf8_lossy(&command[0]).into_owned();
+        assert!(names.contains(&name), "{name} is among {names:?}");
+        let docs = c.ok(format!("COMMAND DOCS {name}")).fields().remove(0).1;
+        for field in ["summary", "since", "complexity"] {
+            assert!(!docs.field(field).text().is_empty(), "{name} has a {field}");
+        }
+        assert_eq!(docs.field("group").text(), "module");
+        assert!(!docs.field("arguments").list().is_empty(), "{name} has arguments");
+        let info = c.ok(format!("COMMAND INFO {name}")).list()[0].clone();
+        let arity = info.list()[1].int();
+        let fits = if arity < 0 { command.len() as i64 >= -arity } else { command.len() as i64 == arity };
+        assert!(arity != -1 && fits, "{name} has the arity {arity}");
+        // Below it, the server itself refuses.
+        let short = &command[..usize::try_from(arity.abs()).unwrap() - 1];
+        assert!(c.err(short).contains("wrong number of arguments"), "{name}");
+        assert_eq!(info.list()[3].int(), 1, "{name}: the first key");
+        assert_eq!(info.list()[4].int(), 1, "{name}: the last key");
+        let mut keys = args!["COMMAND", "GETKEYS"];
+        keys.extend(command.iter().cloned());
+        let found: Vec<Vec<u8>> = c.ok(keys).list().iter().map(Reply::bytes).collect();
+        assert_eq!(found, [command[1].clone()], "{name}");
+        let mut keys = args!["COMMAND", "GETKEYSANDFLAGS"];
+        keys.extend(command.iter().cloned());
+        let flags: Vec<String> = c.ok(keys).list()[0].list()[1].list().iter().map(Reply::text).collect();
+        let reads = ["KG.REMAINING", "KG.INSPECT", "KG.GETKEY", "KG.REVEAL", "KG.FINDKEY", "KG.CHECK", "KG.CHECKIP"];
+        assert_eq!(flags.contains(&"RO".to_owned()), reads.contains(&&*name), "{name}: {flags:?}");
+    }
+}

@@ -1,0 +1,71 @@
+//! The integration suite: every test on every server.
+//!
+//! A test is a function of the server it runs on, so that a claim proved on one server is proved on all of them. Each
+//! test starts the servers that it needs, on free ports and in directories of their own; they end with it. Trials are
+//! named after both, `redis-7.0::claim::refuses_when_full`, and any part of that name filters:
+//! `cargo test --test servers -- valkey-9.1::claim`.
+//!
+//! `KEYGUARD_SERVERS` names the folder with one folder per server (default `target/servers`), `KEYGUARD_MODULE` the module
+//! (default `target/release/libkeyguard.so`), `KEYGUARD_ONLY_SERVER` narrows the run to one server, `KEYGUARD_FUZZ` sets
+//! the number of damaged payloads per type.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+// A test that is in no table would be dead code: it cannot be forgotten.
+#![deny(dead_code)]
+
+mod acl;
+mod claim;
+mod cluster;
+mod docs;
+mod gate;
+mod harness;
+mod hostile;
+mod loading;
+mod replication;
+mod secrecy;
+mod vault;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+/// Tests mostly wait for servers, so that more of them than processors may run at a time.
+const THREADS: usize = 4;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(THREADS);
+    let servers = match harness::servers_under_test() {
+        Ok(servers) => servers,
+        Err(why) => {
+            eprintln!("error: {why}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let tables = [
+        // The long ones first: they overlap with the rest.
+        cluster::TESTS,
+        hostile::TESTS,
+        replication::TESTS,
+        claim::TESTS,
+        vault::TESTS,
+        gate::TESTS,
+        secrecy::TESTS,
+        acl::TESTS,
+        loading::TESTS,
+        docs::TESTS,
+    ];
+    let mut trials = Vec::new();
+    for table in tables {
+        for test in table {
+            for server in &servers {
+                let server = server.clone();
+                let name = format!("{}::{}::{}", server.name, test.module(), test.name);
+                trials.push(Trial::test(name, move || {
+                    (test.run)(&server);
+                    Ok(())
+                }));
+            }
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

@@ -1,0 +1,303 @@
+//! Secrecy: no secret reaches any place where it does not belong. Canaries go in; every channel is searched for them.
+
+use std::{fs, path::Path};
+
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD},
+};
+use rand::RngExt;
+use redis::Value;
+
+use crate::harness::{Argument, Client, Reply, Server, Sut, args, contains, eventually, expect, server_tests};
+
+server_tests![no_secret_reaches_any_channel, no_error_repeats_what_was_sent];
+
+/// A text that nothing else contains.
+fn canary() -> String {
+    let mut rng = rand::rng();
+    (0..24)
+        .map(|_| char::from(b"ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz23456789"[rng.random_range(0..57)]))
+        .collect()
+}
+
+/// What must not be found, in every form in which it might be written.
+struct Canaries(Vec<(String, Vec<u8>)>);
+
+impl Canaries {
+    fn add(&mut self, name: &str, secret: &[u8]) {
+        let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut forms = vec![("as it is", secret.to_vec()), ("as HEX", hex.to_uppercase().into_bytes())];
+        forms.push(("as hex", hex.into_bytes()));
+        // As part of longer data, base64 depends on where the secret begins in its group of three.
+        for skipped in 0..3 {
+            let whole_groups = (secret.len() - skipped) / 3 * 3;
+            for (form, engine) in [("as base64", STANDARD_NO_PAD), ("as base64url", URL_SAFE_NO_PAD)] {
+                forms.push((form, engine.encode(&secret[skipped..skipped + whole_groups]).into_bytes()));
+            }
+        }
+        self.0.extend(forms.into_iter().map(|(form, bytes)| (format!("{name} {form}"), bytes)));
+    }
+
+    fn search(&self, channel: &str, content: &[u8]) {
+        for (name, bytes) in &self.0 {
+            assert!(!contains(content, bytes), "{name} is in {channel}");
+        }
+    }
+}
+
+/// Two servers that write down all that they can, and a user who may not do much.
+fn watched(sut: &Sut) -> (Server, Server) {
+    let write_all = |setup: crate::harness::Setup| {
+        let setup = setup
+            .with("appendonly", "yes")
+            .with("appendfsync", "always")
+            .with("aof-use-rdb-preamble", "no")
+            .with("rdbcompression", "no")
+            .with("loglevel", "debug")
+            .with("slowlog-log-slower-than", "0")
+            .with("slowlog-max-len", "100000")
+            .with("acllog-max-len", "10000")
+            .with("latency-monitor-threshold", "1")
+            .with("latency-tracking", "yes");
+        if sut.is_valkey() {
+            setup.with("commandlog-request-larger-than", "0").with("commandlog-reply-larger-than", "0")
+        } else {
+            setup
+        }
+    };
+    let primary = write_all(sut.setup()).start();
+    let replica = write_all(sut.setup().replica_of(&primary)).start();
+    primary.wait_for(&replica);
+    (primary, replica)
+}
+
+/// All files of a directory and those below it, but for the keyring.
+fn files(directory: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else if path.file_name().is_none_or(|name| name != "keyring") {
+            found.push((path.display().to_string(), fs::read(&path).unwrap()));
+        }
+    }
+    found
+}
+
+/// A reply as bytes, to be searched.
+fn flat(reply: &Value) -> Vec<u8> {
+    match reply {
+        Value::Array(items) | Value::Set(items) => {
+            items.iter().flat_map(|item| [flat(item), b"\n".to_vec()].concat()).collect()
+        }
+        Value::Map(pairs) => pairs.iter().flat_map(|(name, value)| [flat(name), flat(value)].concat()).collect(),
+        Value::ServerError(_) => reply.error().into_bytes(),
+        Value::BulkString(bytes) => bytes.clone(),
+        other => format!("{other:?}").into_bytes(),
+    }
+}
+
+fn no_secret_reaches_any_channel(sut: &Sut) {
+    let (primary, replica) = watched(sut);
+    let mut c = primary.client();
+    let mut monitors = [primary.client(), replica.client()];
+    for monitor in &mut monitors {
+        monitor.ok("MONITOR");
+    }
+    let plain = canary();
+    let mut canaries = Canaries(Vec::new());
+    let mut errors = Vec::new();
+    leave_traces(&mut c, &plain, &mut errors);
+    use_secrets(&primary, &plain, &mut canaries, &mut errors);
+    let keyring = fs::read_to_string(primary.keyring_file()).unwrap();
+    let keyring: serde_json::Value = serde_json::from_str(&keyring).unwrap();
+    let root = keyring["keys"][0]["key"].as_str().unwrap();
+    canaries.add("the keyring's key in base64", root.as_bytes());
+    canaries.add("the keyring's key", &base64::engine::general_purpose::STANDARD.decode(root).unwrap());
+
+    c.ok("SET the end");
+    primary.wait_for(&replica);
+    let mut channels: Vec<(String, Vec<u8>)> = vec![("error texts".to_owned(), errors.join("\n").into_bytes())];
+    for (monitor, name) in monitors.iter_mut().zip(["MONITOR", "MONITOR of the replica"]) {
+        let mut lines = Vec::new();
+        while !contains(&lines, b"\"the\" \"end\"") {
+            lines.extend(flat(&monitor.receive()));
+            lines.push(b'\n');
+        }
+        channels.push((name.to_owned(), lines));
+    }
+    for (server, name) in [(&primary, "primary"), (&replica, "replica")] {
+        let mut c = server.client();
+        // The control goes where only the server itself writes.
+        c.ok(args!["DEBUG", "LOG", plain]);
+        c.err(args!["EVAL", "return redis.error_reply(ARGV[1] .. ' x')", "0", plain]);
+        c.ok(args!["CLIENT", "SETNAME", plain]);
+        let mut ask = |channel: &str, commands: &[&str]| {
+            let content = commands.iter().flat_map(|command| flat(&c.ok(*command))).collect();
+            channels.push((format!("{channel} of the {name}"), content));
+        };
+        ask("SLOWLOG", &["SLOWLOG GET -1"]);
+        ask("INFO", &["INFO everything"]);
+        ask("CLIENT LIST", &["CLIENT LIST"]);
+        if name == "primary" {
+            ask("ACL LOG", &["ACL LOG 10000"]);
+        }
+        if sut.is_valkey() {
+            for kind in ["slow", "large-request", "large-reply"] {
+                ask(&format!("COMMANDLOG {kind}"), &[&format!("COMMANDLOG GET -1 {kind}")]);
+            }
+        }
+        let latency: Vec<u8> =
+            ["LATENCY LATEST", "LATENCY DOCTOR", "LATENCY HISTOGRAM", "MEMORY DOCTOR", "MODULE LIST", "CONFIG GET *"]
+                .iter()
+                .flat_map(|command| flat(&c.ok(*command)))
+                .collect();
+        canaries.search("LATENCY, MODULE LIST and CONFIG", &latency);
+        assert!(contains(&latency, b"client"), "the look at LATENCY works");
+        c.ok("SAVE");
+        channels.extend(files(server.directory()));
+        // Rewritten, the file holds values instead of effects.
+        if name == "primary" {
+            c.ok("BGREWRITEAOF");
+            eventually("the rewrite", || {
+                let running = c.info_number("persistence", "aof_rewrite_in_progress");
+                let scheduled = c.info_number("persistence", "aof_rewrite_scheduled");
+                expect(running + scheduled == 0, || "still running".to_owned())
+            });
+            channels.extend(files(server.directory()));
+        }
+    }
+    let kinds = ["appendonly.aof", "dump.rdb", "server.log", "INFO", "ACL LOG", "SLOWLOG", "MONITOR", "error texts"];
+    for kind in kinds {
+        let of_kind: Vec<_> = channels.iter().filter(|(name, _)| name.contains(kind)).collect();
+        assert!(!of_kind.is_empty(), "{kind} is among the channels");
+    }
+    for (name, content) in &channels {
+        canaries.search(name, content);
+        // What is no secret is found: the search would have found the others. A manifest only lists files.
+        let silent = name.ends_with(".manifest") || name.contains("large-") || name.contains("base");
+        assert!(silent || contains(content, plain.as_bytes()), "the control is not in {name}");
+    }
+}
+
+/// Leaves what is no secret in every channel.
+fn leave_traces(c: &mut Client, plain: &str, errors: &mut Vec<String>) {
+    c.ok(args!["SET", plain, plain]);
+    errors.push(c.err(args![plain]));
+    c.ok(args!["ACL", "SETUSER", plain, "on", ">password", "~other", "-@all", "+get", "+kg.addkey"]);
+}
+
+/// Secrets through every command that takes or makes one, in every way that ends before, in and after its handler.
+fn use_secrets(primary: &Server, plain: &str, canaries: &mut Canaries, errors: &mut Vec<String>) {
+    let mut c = primary.client();
+    let mut take = |name: &str| {
+        let secret = canary();
+        canaries.add(name, secret.as_bytes());
+        secret
+    };
+    let mut run = |c: &mut Client, command: Vec<Vec<u8>>| {
+        let reply = c.call(&command);
+        if reply.is_error() {
+            errors.push(reply.error());
+        }
+        reply
+    };
+    // The store's first key, under a name that is no secret.
+    let vault = take("the secret of ADDKEY");
+    run(&mut c, args!["KG.ADDKEY", "acme", plain, vault, "LIMIT", "5", "1h", "META", "{}"]);
+    assert_eq!(c.ok("KG.REVEAL acme 1").text(), vault);
+    assert_eq!(c.ok(args!["KG.REVEAL", "acme", "NAME", plain]).text(), vault);
+    assert_eq!(c.ok(args!["KG.FINDKEY", "acme", vault]).ints(), [1]);
+    assert!(run(&mut c, args!["KG.ADDKEY", "acme", "other", vault, "UNIQUE"]).is_error());
+    c.ok("KG.ADDORG acme shop LIMIT 3 1h");
+    let raw = c.ok(args!["KG.NEWKEY", "acme", "shop", plain]).list()[1].text();
+    for _ in 0..5 {
+        run(&mut c, args!["KG.AUTH", "acme", raw, "IP", "192.0.2.1"]);
+        run(&mut c, args!["KG.CHECK", "acme", raw, "IP", "192.0.2.1"]);
+    }
+    let makes_an_id = c.ok("KG.NEWKEY acme shop revoked").list().to_vec();
+    let revoked = makes_an_id[1].text();
+    c.ok(args!["KG.REVOKE", "acme", makes_an_id[0].int()]);
+    run(&mut c, args!["KG.AUTH", "acme", revoked]);
+    // Each command with a secret in its place, refused in every way.
+    c.ok("SET text x");
+    c.ok("HSET foreign f v");
+    let secret_position: [(&str, usize); 4] = [("KG.ADDKEY", 3), ("KG.AUTH", 2), ("KG.CHECK", 2), ("KG.FINDKEY", 2)];
+    let stores = ["acme", "nobody", "text", "foreign", "bad name", "{acme}:ips"];
+    for (name, position) in secret_position {
+        for store in stores {
+            for tail in
+                [&[][..], &["WHAT"], &["COST"], &["COST", "x"], &["IP", "x"], &["LIMIT", "0", "1h"], &["META", "{"]]
+            {
+                let secret = take(name);
+                let mut command = args![name, store];
+                command.resize(position, b"name".to_vec());
+                command.push(secret.into_bytes());
+                command.extend(tail.iter().map(Argument::bytes));
+                run(&mut c, command);
+            }
+        }
+        let call = |secret: &str| {
+            let mut command = args![name, "acme"];
+            command.resize(position, b"name".to_vec());
+            command.push(secret.as_bytes().to_vec());
+            command
+        };
+        // In a transaction, done and thrown away; in a script, where it is not allowed.
+        for end in ["EXEC", "DISCARD"] {
+            c.ok("MULTI");
+            run(&mut c, call(&take(name)));
+            c.ok(end);
+        }
+        // Full memory, a replica, a user who may not.
+        c.ok("CONFIG SET maxmemory 1");
+        run(&mut c, call(&take(name)));
+        c.ok("CONFIG SET maxmemory 0");
+        let mut denied = primary.client();
+        denied.ok(args!["AUTH", plain, "password"]);
+        assert!(run(&mut denied, call(&take(name))).is_error());
+        assert!(run(&mut denied, args!["GET", plain]).is_error());
+        // Too large, and with bytes that are no text.
+        let large = [take(name).as_bytes(), &vec![b'x'; 70_000]].concat();
+        let mut command = call("");
+        command[position] = large;
+        run(&mut c, command);
+        let mut odd = take(name).into_bytes();
+        odd.extend(b"\0\xff\r\n%s%n");
+        let mut command = call("");
+        command[position] = odd;
+        run(&mut c, command);
+        // Too few arguments: the server refuses it, and tells nobody.
+        run(&mut c, args![name, take(name)]);
+        run(&mut c, args![name]);
+    }
+    // A key that stands where the format is right and the store is not.
+    canaries.add("an API key", raw.as_bytes());
+    canaries.add("the body of an API key", &raw.as_bytes()[8..51]);
+    canaries.add("a revoked API key", revoked.as_bytes());
+    for command in [args!["KG.AUTH", "nobody", raw], args!["KG.AUTH", "acme", raw, "WHAT"]] {
+        assert!(c.call(command).is_error());
+    }
+}
+
+fn no_error_repeats_what_was_sent(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    let sample = crate::harness::populate(&mut c);
+    let secret = canary();
+    for command in crate::harness::commands(&sample) {
+        for position in 1..=command.len() {
+            for value in [secret.clone(), format!("{secret}\r\n"), format!("-{secret}"), secret.repeat(100)] {
+                let mut changed = command.clone();
+                match changed.get_mut(position) {
+                    Some(word) => *word = value.into_bytes(),
+                    None => changed.push(value.into_bytes()),
+                }
+                let error = c.call(&changed).error();
+                assert!(!error.contains(&secret[..12]), "{}: {error}", command[0].escape_ascii());
+            }
+        }
+    }
+}
