@@ -1,1 +1,92 @@
-//! keyguard
+//! keyguard: a Redis and Valkey module that guards API keys.
+//!
+//! # One command, from the socket to the disk
+//!
+//! The server calls the function that [`register`] made for the command. It hides the arguments that carry secrets, reads the
+//! clock once, and runs the handler inside a guard that turns an error, or a panic, into an error reply. The handler, in
+//! [`commands`], is four paragraphs:
+//!
+//! 1. *Parse*: [`args`] reads the arguments into types that cannot be wrong.
+//! 2. *Decide*: `keyguard-core`, which knows neither the server nor the clock, says what becomes of it. [`store`] reads what the
+//!    decision needs, and makes sure that every key to be written is what it should be.
+//! 3. *Effect*: what was decided is done, once. Native values change through [`effects`], which also replicates; hashes and
+//!    strings change through [`store`], by the server's own commands.
+//! 4. *Reply*: [`reply`] writes it, for RESP2 and RESP3.
+//!
+//! # What is kept where
+//!
+//! A bucket is a key of the caller's choice that holds a window log. A store `acme` is a hash of that name, its header, and keys
+//! that begin with `{acme}:`, so that one command may touch them all in a cluster. Key records and organizations are hashes whose
+//! field `r` is what commands believe, packed; window logs, the hot state of records and address rules are values of native types
+//! ([`native`]): they are saved, copied, migrated and compared as one versioned string.
+//!
+//! # What replicas see
+//!
+//! Never the command as it came: an effect (`KG.APPLY`) with absolute times, or the server's own commands. A refusal replicates
+//! nothing. The same function applies an effect here, on a replica and when an append-only file is read.
+//!
+//! # Secrets
+//!
+//! [`keyring`] holds the keys that seal and digest; they never enter the keyspace. Secrets arrive in arguments that are hidden
+//! first of all, and stand in the keyspace sealed or digested only. Errors come from one table and never repeat a client's bytes.
+//!
+//! # The border
+//!
+//! [`ffi`] wraps the module API. A panic must not cross it, so every callback is guarded; every `unsafe` says why it holds.
+#![allow(missing_docs, reason = "`redis_module!` makes functions without; nothing else of a cdylib is public")]
+
+mod args;
+mod commands;
+mod config;
+mod effects;
+mod ffi;
+mod info;
+mod keyring;
+mod native;
+mod register;
+mod reply;
+mod server;
+mod store;
+mod survey;
+
+use redis_module::{Context, RedisString, Status};
+
+use crate::ffi::{Ctx, Level, Name, ServerAllocator};
+
+redis_module::redis_module! {
+    name: "keyguard",
+    version: 1,
+    allocator: (ServerAllocator, ServerAllocator),
+    data_types: [],
+    init: init,
+    commands: [],
+}
+
+/// What OnLoad does once the API is there. Everything that can fail does so here, with a line in the log.
+fn init(context: &Context, arguments: &[RedisString]) -> Status {
+    // SAFETY: the server's context is valid while OnLoad runs.
+    let ctx = unsafe { Ctx::new(context.get_raw()) };
+    ffi::log_panics();
+    // SAFETY: the arguments are valid while OnLoad runs.
+    let arguments: Vec<Name<'_>> = arguments.iter().map(|argument| unsafe { Name::new(argument.inner) }).collect();
+    match ffi::guarded(Err("a defect of keyguard".to_owned()), || load(ctx, &arguments)) {
+        Ok(()) => Status::Ok,
+        Err(why) => {
+            ctx.log(Level::Warning, &format!("keyguard is not loaded: {why}"));
+            Status::Err
+        }
+    }
+}
+
+fn load(ctx: Ctx<'_>, arguments: &[Name<'_>]) -> Result<(), String> {
+    server::examine(ctx)?;
+    ffi::set_module_options(ctx, server::module_options());
+    native::register(ctx).map_err(|_| "the server refused a native type".to_owned())?;
+    register::register(ctx)?;
+    info::register(ctx);
+    config::register(ctx, arguments)?;
+    if keyring::load()?.is_none() {
+        ctx.log(Level::Notice, "keyguard: no keyring yet: limits work, key records need one");
+    }
+    Ok(())
+}

@@ -38,7 +38,7 @@ fn syntax_of(c: &mut Client, name: &str) -> String {
     [&[name.to_owned()][..], &words].concat().join(" ")
 }
 
-/// One argument: `count`, `COST n`, `[count window ...]`, `EXPIREAT t | EXPIREIN d`.
+/// One argument: `count`, `[COST n]`, `count window [count window ...]`, `<id | NAME name>`.
 fn argument_syntax(argument: &Value) -> String {
     let flags: Vec<String> = argument
         .get("flags")
@@ -47,22 +47,19 @@ fn argument_syntax(argument: &Value) -> String {
     let has = |flag: &str| flags.iter().any(|found| found == flag);
     let kind = argument.field("type").text();
     let parts = || argument.field("arguments").list().iter().map(argument_syntax).collect::<Vec<_>>();
-    let token = argument.get("token").map(|token| token.text()).filter(|token| !token.is_empty());
     let value = match &*kind {
         "pure-token" => String::new(),
-        "oneof" => parts().join(if parts().iter().any(|part| part.contains(' ')) { " | " } else { "|" }),
+        "oneof" => parts().join(" | "),
         "block" => parts().join(" "),
-        _ => argument.get("display_text").unwrap_or_else(|| argument.field("name")).text(),
+        _ => argument.field("name").text(),
     };
-    let with_token = |value: &str| match &token {
-        Some(token) if value.is_empty() => token.clone(),
-        Some(token) => format!("{token} {value}"),
-        None => value.to_owned(),
-    };
-    let whole = match (has("multiple"), has("multiple_token")) {
-        (false, _) => with_token(&value),
-        (true, true) => format!("{0} [{0} ...]", with_token(&value)),
-        (true, false) => with_token(&format!("{value} [{value} ...]")),
-    };
-    if has("optional") { format!("[{whole}]") } else { whole }
+    let token = argument.get("token").map(|token| token.text()).unwrap_or_default();
+    let whole = [token, value].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ");
+    match (has("optional"), has("multiple")) {
+        (true, true) => format!("[{whole}]..."),
+        (true, false) => format!("[{whole}]"),
+        (false, true) => format!("{whole} [{whole} ...]"),
+        (false, false) if kind == "oneof" => format!("<{whole}>"),
+        (false, false) => whole,
+    }
 }

@@ -84,7 +84,7 @@ pub struct Sut {
 }
 
 impl Sut {
-    /// A server with the module and a keyring that it makes itself.
+    /// A server with the module and the usual keyring.
     pub fn server(&self) -> Server {
         self.setup().start()
     }

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::{Client, Reply, Sut, eventually, expect};
 
-/// A keyring file with one key, for servers that must share it.
+/// The keyring file that servers have unless told otherwise.
 pub const KEYRING: &str =
     r#"{"version":1,"keys":[{"key":"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=","created":"2026-01-01T00:00:00Z"}]}"#;
 
@@ -40,16 +40,15 @@ pub struct Setup {
 impl Setup {
     pub(super) fn new(sut: &Sut) -> Self {
         let directory = tempfile::Builder::new().prefix("keyguard-").tempdir().expect("a temporary directory");
-        let file = directory.path().join("keyring").display().to_string();
-        let module = ["keyring-file", &file, "keyring-auto-create", "yes"].map(str::to_owned).to_vec();
-        Self {
+        let setup = Self {
             sut: sut.clone(),
             directory,
             arguments: Vec::new(),
-            module: Some(module),
+            module: None,
             environment: Vec::new(),
             cluster: false,
-        }
+        };
+        setup.keyring(KEYRING)
     }
 
     /// One more setting of the server.
@@ -58,7 +57,7 @@ impl Setup {
         self
     }
 
-    /// The keyring file holds this, and is not made by the server.
+    /// Another content of the keyring file.
     pub fn keyring(self, content: &str) -> Self {
         self.keyring_with_mode(content, 0o600)
     }
@@ -91,16 +90,24 @@ impl Setup {
         self
     }
 
-    /// A node of a cluster, with the shared keyring.
-    pub fn cluster(mut self) -> Self {
-        self.cluster = true;
-        self.keyring(KEYRING).with("cluster-node-timeout", "15000")
+    /// A keyring file that is not there, and may be made by the server or not.
+    pub fn keyring_to_be_made(mut self, allowed: &str) -> Self {
+        let file = self.directory.path().join("keyring");
+        fs::remove_file(&file).expect("the file of the usual keyring");
+        let arguments = ["keyring-file", &file.display().to_string(), "keyring-auto-create", allowed];
+        self.module = Some(arguments.map(str::to_owned).to_vec());
+        self
     }
 
-    /// A replica of that server, sharing its keyring.
+    /// A node of a cluster.
+    pub fn cluster(mut self) -> Self {
+        self.cluster = true;
+        self.with("cluster-node-timeout", "15000")
+    }
+
+    /// A replica of that server.
     pub fn replica_of(self, primary: &Server) -> Self {
-        let keyring = fs::read_to_string(primary.keyring_file()).expect("the primary has a keyring");
-        self.keyring(&keyring).with("replicaof", &format!("127.0.0.1 {}", primary.port))
+        self.with("replicaof", &format!("127.0.0.1 {}", primary.port))
     }
 
     /// The directory of the server to be.
@@ -263,15 +270,21 @@ impl Drop for Server {
         self.kill();
         let log = self.log();
         if thread::panicking() {
-            let lines: Vec<&str> = log.lines().collect();
-            let tail = lines[lines.len().saturating_sub(60)..].join("\n");
-            eprintln!("--- log of {} at port {}:\n{tail}\n---", self.setup.sut.name, self.port);
+            eprintln!("--- log of {} at port {}:\n{}\n---", self.setup.sut.name, self.port, telling_part(&log));
         } else if self.watch_log {
             for word in FORBIDDEN {
                 assert!(!log.contains(word), "the log holds {word:?}:\n{log}");
             }
         }
     }
+}
+
+/// What of a log says most: from the first line that tells of a crash, else its end.
+fn telling_part(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    let crash = lines.iter().position(|line| FORBIDDEN[..3].iter().any(|word| line.contains(word)));
+    let begin = crash.map_or(lines.len().saturating_sub(60), |crash| crash.saturating_sub(3));
+    lines[begin..].iter().take(60).copied().collect::<Vec<_>>().join("\n")
 }
 
 /// A port that nobody listened on a moment ago.

@@ -15,7 +15,10 @@ const VERSION: u8 = 1;
 
 /// A change of one or more native values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(clippy::large_enum_variant, reason = "it lives on the stack of one command; a box would be an allocation for each")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it lives on the stack of one command; a box would be an allocation for each"
+)]
 pub enum Effect<'a> {
     /// A claim on the bucket that is the declared key.
     Claim(Claimed),
@@ -28,8 +31,10 @@ pub enum Effect<'a> {
     },
     /// An authenticated call: what it cost the record and its organization. The declared key is the store.
     Charge(#[serde(borrow)] Charges<'a>),
-    /// An address rule of the store that is the declared key was set.
+    /// An address rule of the store that is the declared key was set; those that had run out are gone.
     Block {
+        /// When, in unix milliseconds.
+        at_ms: u64,
         /// The network, in text form.
         net: &'a str,
         /// When it ends, in unix milliseconds; None is never.
@@ -112,7 +117,9 @@ impl<'a> Effect<'a> {
     /// [`Error::Damaged`] for any other bytes.
     pub fn decode(packed: &'a [u8]) -> Result<Self> {
         match packed.split_first() {
-            Some((&VERSION, rest)) => postcard::take_from_bytes(rest).ok().and_then(|(effect, rest)| rest.is_empty().then_some(effect)),
+            Some((&VERSION, rest)) => {
+                postcard::take_from_bytes(rest).ok().and_then(|(effect, rest)| rest.is_empty().then_some(effect))
+            }
             _ => None,
         }
         .ok_or(Error::Damaged { what: "effect" })
@@ -134,7 +141,7 @@ mod tests {
             Effect::Refund { units: 3, at_ms: None },
             Effect::Refund { units: 3, at_ms: Some(5) },
             Effect::Charge([charge(Owner::Key(17)), charge(Owner::Org("acme"))].into_iter().collect()),
-            Effect::Block { net: "192.0.2.7/32", until_ms: Some(1), reason: "scraping" },
+            Effect::Block { at_ms: 7, net: "192.0.2.7/32", until_ms: Some(1), reason: "scraping" },
             Effect::Unblock { net: "192.0.2.7/32" },
             Effect::Whole { value: WholeValue::Bucket(b"bytes") },
         ];

@@ -86,6 +86,13 @@ impl Verdict {
         self.remaining_before() - if self.granted() { self.cost } else { 0 }
     }
 
+    /// Milliseconds until that limit is full again as things stand, without this claim; `log` is what was decided on.
+    #[must_use]
+    pub fn reset_before_ms(&self, log: Option<&WindowLog>, moment: Moment) -> u64 {
+        let newest = log.and_then(WindowLog::newest_ms).filter(|_| self.used > 0);
+        newest.map_or(0, |newest| (newest + self.limit.window_ms()).saturating_sub(moment.now_ms))
+    }
+
     /// Of two verdicts on parts of one claim, the one to tell: a refusal before a grant, then the longest wait, or the fewest
     /// remaining; ties go to the longest window, then to `self`.
     #[must_use]
@@ -136,12 +143,8 @@ fn against(log: Option<&WindowLog>, limit: Limit, cost: u64, moment: Moment) -> 
             .and_then(|log| log.instant_of_unit(gone_until.unwrap_or(0), needed))
             .map_or(Retry::Never, |instant| Retry::After(until(instant))),
     };
-    let newest = if retry == Retry::Granted && cost > 0 {
-        Some(moment.at_ms)
-    } else if used > 0 {
-        log.and_then(WindowLog::newest_ms)
-    } else {
-        None
-    };
-    Verdict { limit, used, cost, retry, reset_after_ms: newest.map_or(0, until) }
+    let mut verdict = Verdict { limit, used, cost, retry, reset_after_ms: 0 };
+    verdict.reset_after_ms =
+        if verdict.granted() && cost > 0 { until(moment.at_ms) } else { verdict.reset_before_ms(log, moment) };
+    verdict
 }

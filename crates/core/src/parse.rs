@@ -117,6 +117,13 @@ pub(crate) fn rfc3339_ms(bytes: &[u8]) -> Option<u64> {
     u64::try_from(ns / 1_000_000).ok()
 }
 
+/// A point in time as RFC 3339 writes it, in UTC; `seconds` since 1970.
+#[must_use]
+pub fn rfc3339(seconds: u64) -> String {
+    let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::MAX).to_string()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 mod tests {

@@ -1,0 +1,108 @@
+//! The commands: a file per family, and the one table of them all.
+//!
+//! A handler is four paragraphs: parse, decide, effect, reply. What a command is called, which key it declares, what it may do
+//! and how `COMMAND DOCS` describes it stand beside its handler in a [`Command`].
+
+pub mod apply;
+pub mod auth;
+pub mod claim;
+pub mod ip;
+pub mod keys;
+pub mod orgs;
+
+use keyguard_core::Result;
+use keyguard_core::limit::{Limit, MAX_LIMITS, MAX_UNITS};
+use keyguard_core::record::{DEFAULT_UNIT, UnitLimit, UnitLimits, parse_unit};
+use keyguard_core::{Error, parse};
+
+use crate::args::Args;
+use crate::ffi::Ctx;
+use crate::register::{Arg, Entry};
+
+/// Every command.
+pub fn table() -> Vec<Entry> {
+    vec![
+        Entry::of::<claim::Claim>(),
+        Entry::of::<claim::Remaining>(),
+        Entry::of::<claim::Refund>(),
+        Entry::of::<claim::Inspect>(),
+        Entry::of::<keys::AddKey>(),
+        Entry::of::<keys::GetKey>(),
+        Entry::of::<keys::Reveal>(),
+        Entry::of::<keys::FindKey>(),
+        Entry::of::<keys::DelKey>(),
+        Entry::of::<orgs::AddOrg>(),
+        Entry::of::<orgs::SetOrg>(),
+        Entry::of::<keys::NewKey>(),
+        Entry::of::<keys::Revoke>(),
+        Entry::of::<auth::Auth>(),
+        Entry::of::<auth::Check>(),
+        Entry::of::<ip::BlockIp>(),
+        Entry::of::<ip::UnblockIp>(),
+        Entry::of::<ip::CheckIp>(),
+        Entry::of::<apply::Apply>(),
+    ]
+}
+
+/// The call that a handler answers.
+pub struct Call<'c> {
+    /// The server.
+    pub ctx: Ctx<'c>,
+    /// The clock, read once, in unix milliseconds.
+    pub now_ms: u64,
+}
+
+/// `LIMIT count window [UNIT u]`, which may be given several times.
+const LIMIT: Arg = Arg::block(
+    c"limit",
+    &[Arg::integer(c"count").token(c"LIMIT"), Arg::text(c"window"), Arg::text(c"unit").token(c"UNIT").optional()],
+)
+.optional()
+.multiple();
+
+/// `COST n [UNIT u]`, which may be given several times.
+const COST: Arg =
+    Arg::block(c"cost", &[Arg::integer(c"n").token(c"COST"), Arg::text(c"unit").token(c"UNIT").optional()])
+        .optional()
+        .multiple();
+
+/// `EXPIREAT t | EXPIREIN d`.
+const EXPIRY: Arg =
+    Arg::one_of(c"expiry", &[Arg::text(c"time").token(c"EXPIREAT"), Arg::text(c"duration").token(c"EXPIREIN")])
+        .optional();
+
+/// Reads `count window` and what may follow, into a limit.
+fn limit(args: &mut Args<'_>) -> Result<Limit> {
+    let count = args.positive("count", MAX_UNITS)?;
+    let window_ms = parse::duration_ms(args.bytes()?, "window")?;
+    Limit::new(count, window_ms)
+}
+
+/// Reads what follows the word LIMIT.
+fn unit_limit<'c>(args: &mut Args<'c>, limits: &mut UnitLimits<'c>) -> Result<()> {
+    let limit = limit(args)?;
+    let unit = unit(args)?;
+    limits.try_push(UnitLimit { unit, limit }).map_err(|_| Error::TooManyItems { what: "limits", max: MAX_LIMITS })
+}
+
+/// Reads `UNIT u`, if it comes next.
+fn unit<'c>(args: &mut Args<'c>) -> Result<&'c str> {
+    if args.take_word("UNIT") { parse_unit(args.value("UNIT")?) } else { Ok(DEFAULT_UNIT) }
+}
+
+/// Reads the units that a claim costs.
+fn cost(args: &mut Args<'_>) -> Result<u64> {
+    parse::unsigned(args.value("COST")?)
+        .filter(|cost| *cost <= MAX_UNITS)
+        .ok_or(Error::Invalid { what: "COST", accepted: "a whole number from 0 to 1000000000000" })
+}
+
+/// Reads the value of EXPIREAT or EXPIREIN: unix milliseconds, or `None` for never.
+fn expiry(args: &mut Args<'_>, option: &'static str, now_ms: u64) -> Result<Option<u64>> {
+    let value = args.value(option)?;
+    if option == "EXPIREIN" {
+        return Ok(Some(now_ms + parse::duration_ms(value, option)?));
+    }
+    let at_ms = parse::instant_ms(value, option)?;
+    Ok((at_ms > 0).then_some(at_ms))
+}

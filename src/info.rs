@@ -1,0 +1,36 @@
+//! The section that `INFO keyguard` shows.
+
+use std::ffi::c_int;
+
+use crate::ffi::{self, api, raw};
+use crate::keyring;
+
+/// Registers the section.
+pub fn register(ctx: ffi::Ctx<'_>) {
+    // SAFETY: the callback has the type that the server calls.
+    unsafe { api!(RedisModule_RegisterInfoFunc)(ctx.as_raw(), Some(info)) };
+}
+
+unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c_int) {
+    // In a crash report nothing may allocate or wait for a lock.
+    if for_crash_report != 0 {
+        return;
+    }
+    ffi::guarded((), || {
+        let version = ffi::to_c_string(env!("CARGO_PKG_VERSION"));
+        let source = ffi::to_c_string(keyring::source());
+        let installed = keyring::installed();
+        let newest = installed.as_ref().map(|keyring| ffi::to_c_string(&keyring.newest().fingerprint().to_string()));
+        let keys = installed.as_ref().map_or(0, |keyring| keyring.len() as u64);
+        // SAFETY: the context is valid during the call; names and values end in NUL and are copied.
+        unsafe {
+            api!(RedisModule_InfoAddSection)(ctx, c"".as_ptr());
+            api!(RedisModule_InfoAddFieldCString)(ctx, c"version".as_ptr(), version.as_ptr());
+            api!(RedisModule_InfoAddFieldCString)(ctx, c"keyring_source".as_ptr(), source.as_ptr());
+            api!(RedisModule_InfoAddFieldULongLong)(ctx, c"keyring_keys".as_ptr(), keys);
+            if let Some(newest) = newest {
+                api!(RedisModule_InfoAddFieldCString)(ctx, c"keyring_newest".as_ptr(), newest.as_ptr());
+            }
+        }
+    });
+}

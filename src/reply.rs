@@ -1,0 +1,84 @@
+//! Typed outcomes to replies. Maps are maps in RESP3 and flat arrays in RESP2; fields that do not apply are left out.
+
+use crate::ffi::Ctx;
+
+/// A value in a map.
+pub enum Value<'a> {
+    /// An integer; booleans are 0 and 1.
+    Integer(i64),
+    /// A string.
+    Bytes(&'a [u8]),
+    /// An array of strings.
+    Strings(Vec<&'a str>),
+}
+
+impl From<u64> for Value<'_> {
+    fn from(value: u64) -> Self {
+        Self::Integer(integer(value))
+    }
+}
+
+impl From<bool> for Value<'_> {
+    fn from(value: bool) -> Self {
+        Self::Integer(i64::from(value))
+    }
+}
+
+impl<'a> From<&'a str> for Value<'a> {
+    fn from(value: &'a str) -> Self {
+        Self::Bytes(value.as_bytes())
+    }
+}
+
+impl<'a> From<&'a [u8]> for Value<'a> {
+    fn from(value: &'a [u8]) -> Self {
+        Self::Bytes(value)
+    }
+}
+
+impl<'a> From<&'a String> for Value<'a> {
+    fn from(value: &'a String) -> Self {
+        Self::Bytes(value.as_bytes())
+    }
+}
+
+/// The fields of a map reply, in order.
+#[derive(Default)]
+pub struct Map<'a>(Vec<(&'static str, Value<'a>)>);
+
+impl<'a> Map<'a> {
+    /// Adds a field.
+    pub fn field(&mut self, name: &'static str, value: impl Into<Value<'a>>) -> &mut Self {
+        self.0.push((name, value.into()));
+        self
+    }
+
+    /// Adds a field that may not apply.
+    pub fn optional(&mut self, name: &'static str, value: Option<impl Into<Value<'a>>>) -> &mut Self {
+        if let Some(value) = value {
+            self.field(name, value);
+        }
+        self
+    }
+
+    /// Sends the map.
+    pub fn send(&self, ctx: Ctx<'_>) {
+        ctx.reply_map(self.0.len());
+        for (name, value) in &self.0 {
+            ctx.reply_bytes(name.as_bytes());
+            match value {
+                Value::Integer(value) => ctx.reply_integer(*value),
+                Value::Bytes(bytes) => ctx.reply_bytes(bytes),
+                Value::Strings(strings) => {
+                    ctx.reply_array(strings.len());
+                    strings.iter().for_each(|string| ctx.reply_bytes(string.as_bytes()));
+                }
+            }
+        }
+    }
+}
+
+/// An unsigned number as replies carry it.
+pub fn integer(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,342 @@
+//! Stores over the keyspace: the header, key records, organizations and the indexes beside them.
+//!
+//! Everything here is a hash or a string, so that people can read it; it is changed by the server's own commands, which a
+//! replica without the module can follow. The packed field `r` is what commands believe; the readable fields beside it are
+//! written for people and never read back.
+
+use std::ffi::CStr;
+
+use keyguard_core::digest::Digest;
+use keyguard_core::keyring::Fingerprint;
+use keyguard_core::names::StoreName;
+use keyguard_core::record::{ApiRecord, OrgRecord, Record, UnitLimits, VaultRecord};
+use keyguard_core::{Error, Result, parse};
+
+use crate::ffi::{Ctx, Key, Kind, Name, OwnedString, raw};
+use crate::server;
+
+/// The packed field of a record.
+pub const PACKED: &CStr = c"r";
+
+/// The most ids that share one secret.
+pub const MAX_SHARED: usize = 2_000;
+
+/// The version of the layout that DESIGN calls keyspace, in the header.
+const SCHEMA: &str = "1";
+
+/// How many ids an allocator leaves out when another server allocated before it: what that server gave out and could not
+/// replicate before it failed must not be given out again.
+const SKIPPED_IDS: u64 = 1_024;
+
+/// A store that exists.
+#[derive(Clone, Copy)]
+pub struct Store<'c> {
+    ctx: Ctx<'c>,
+    /// Its name.
+    pub name: StoreName<'c>,
+    /// The key of its header.
+    pub header: Name<'c>,
+}
+
+/// The fields of a hash that is being written; those that do not apply are left out.
+#[derive(Default)]
+pub struct Fields(Vec<(&'static str, Vec<u8>)>);
+
+impl Fields {
+    /// Adds a field.
+    pub fn set(&mut self, name: &'static str, value: impl AsRef<[u8]>) -> &mut Self {
+        self.0.push((name, value.as_ref().to_vec()));
+        self
+    }
+
+    /// Adds a field that may not apply.
+    pub fn optional(&mut self, name: &'static str, value: Option<impl AsRef<[u8]>>) -> &mut Self {
+        if let Some(value) = value {
+            self.set(name, value);
+        }
+        self
+    }
+}
+
+/// How a handler takes a store that does not exist.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// As an error: `NOSTORE`.
+    Refuse,
+    /// As one to create with the first write.
+    Create,
+}
+
+impl<'c> Store<'c> {
+    /// The store of this name.
+    ///
+    /// # Errors
+    /// [`Error::NoStore`], or [`Error::WrongType`] and [`Error::ForeignHash`] where something else stands under the name.
+    pub fn open(ctx: Ctx<'c>, (name, header): (StoreName<'c>, Name<'c>), missing: Missing) -> Result<Self> {
+        let store = Self { ctx, name, header };
+        let key = ctx.read(header);
+        match (key.kind(), missing) {
+            (Kind::Empty, Missing::Refuse) => Err(Error::NoStore),
+            (Kind::Empty, Missing::Create) => Ok(store),
+            _ => match key.hash_field(c"schema")? {
+                None => Err(Error::ForeignHash),
+                Some(schema) if schema.name().bytes() == SCHEMA.as_bytes() => Ok(store),
+                Some(_) => Err(Error::Damaged { what: "header" }),
+            },
+        }
+    }
+
+    /// [`open`](Self::open) for the hot path: that the key is a hash is all it asks. [`confirm`](Self::confirm) asks the rest,
+    /// before anything is said to be absent.
+    pub fn open_unconfirmed(ctx: Ctx<'c>, (name, header): (StoreName<'c>, Name<'c>)) -> Result<Self> {
+        match ctx.read(header).kind() {
+            Kind::Empty => Err(Error::NoStore),
+            Kind::Hash => Ok(Self { ctx, name, header }),
+            _ => Err(Error::WrongType),
+        }
+    }
+
+    /// Asks what [`open_unconfirmed`](Self::open_unconfirmed) left out.
+    pub fn confirm(&self) -> Result<()> {
+        Self::open(self.ctx, (self.name, self.header), Missing::Refuse).map(drop)
+    }
+
+    /// Whether the header exists.
+    pub fn exists(&self) -> bool {
+        self.ctx.read(self.header).kind() != Kind::Empty
+    }
+
+    /// Makes sure that a derived key which is not here is nowhere: while its slot moves, it may be on the other node already.
+    ///
+    /// # Errors
+    /// [`Error::TryAgain`].
+    pub fn confirm_absent(&self, derived: &[u8]) -> Result<()> {
+        if !self.ctx.has_flags(raw::REDISMODULE_CTX_FLAGS_CLUSTER) {
+            return Ok(());
+        }
+        // The server refuses a call on a key that it does not serve. Naming the header too makes it a call on several keys,
+        // which the importing node refuses as well while one of them is still missing.
+        let reply = self.ctx.call(c"EXISTS", c"Ev", &[self.name.as_bytes(), derived]);
+        if reply.integer().is_some() { Ok(()) } else { Err(Error::TryAgain) }
+    }
+
+    /// Opens a derived key to read it; one that is absent was looked for on the other node too.
+    pub fn read(&self, derived: &[u8]) -> Result<Key<'c>> {
+        let name = OwnedString::new(derived);
+        let key = self.ctx.read(name.name());
+        if key.kind() == Kind::Empty {
+            self.confirm_absent(derived)?;
+        }
+        Ok(key)
+    }
+
+    /// Makes sure that a derived key holds `kind` or is absent everywhere, before it is written.
+    pub fn expect(&self, derived: &[u8], kind: Kind) -> Result<()> {
+        let found = self.read(derived)?.kind();
+        if found == kind || found == Kind::Empty { Ok(()) } else { Err(Error::WrongType) }
+    }
+
+    /// The packed field of a record.
+    ///
+    /// # Errors
+    /// [`Error::NoSuch`] `what`, [`Error::WrongType`], or [`Error::Damaged`] without the field.
+    fn packed(&self, derived: &[u8], what: &'static str, damaged: &'static str) -> Result<OwnedString> {
+        let key = self.read(derived)?;
+        match key.kind() {
+            Kind::Empty => Err(Error::NoSuch { what }),
+            Kind::Hash => key.hash_field(PACKED)?.ok_or(Error::Damaged { what: damaged }),
+            _ => Err(Error::WrongType),
+        }
+    }
+
+    /// The packed form of a key record.
+    pub fn packed_record(&self, id: u64) -> Result<OwnedString> {
+        self.packed(&self.name.key(id), "id", "key record")
+    }
+
+    /// The packed form of an organization.
+    pub fn packed_org(&self, org: &str) -> Result<OwnedString> {
+        self.packed(&self.name.org(org), "organization", "organization record")
+    }
+
+    /// A readable field of a key record that no packed field repeats.
+    pub fn record_field(&self, id: u64, field: &CStr) -> Result<Option<OwnedString>> {
+        self.read(&self.name.key(id))?.hash_field(field)
+    }
+
+    /// The ids that have a secret of this digest, oldest first.
+    pub fn ids_of(&self, digest: &Digest) -> Result<Vec<u64>> {
+        match self.read(&self.name.digest(digest))?.text()? {
+            None => Ok(Vec::new()),
+            Some(ids) => ids
+                .split(|byte| *byte == b',')
+                .map(|id| parse::unsigned(id).ok_or(Error::Damaged { what: "digest index" }))
+                .collect(),
+        }
+    }
+
+    /// The ids of the vault keys of this name.
+    pub fn ids_named(&self, name: &str) -> Result<Vec<u64>> {
+        let pool = self.name.pool(name);
+        match self.read(&pool)?.kind() {
+            Kind::Empty => return Ok(Vec::new()),
+            Kind::Hash => {}
+            _ => return Err(Error::WrongType),
+        }
+        let reply = self.ctx.call(c"HKEYS", c"Ev", &[&pool]);
+        if !reply.succeeded() {
+            return Err(Error::TryAgain);
+        }
+        (0..)
+            .map_while(|index| reply.element(index))
+            .map(|id| parse::unsigned(id.as_bytes()).ok_or(Error::Damaged { what: "index of names" }))
+            .collect()
+    }
+
+    /// The id that the next new record gets. It is taken by [`write_header`](Self::write_header).
+    pub fn next_id(&self) -> Result<u64> {
+        let key = self.ctx.read(self.header);
+        if key.kind() == Kind::Empty {
+            return Ok(1);
+        }
+        let damaged = Error::Damaged { what: "header" };
+        let next = key.hash_field(c"next_id")?.and_then(|next| parse::unsigned(next.name().bytes()));
+        let next = next.filter(|next| (1..i64::MAX as u64 - SKIPPED_IDS).contains(next)).ok_or(damaged)?;
+        let same_server =
+            key.hash_field(c"run_id")?.is_some_and(|run_id| run_id.name().bytes() == server::run_id().as_bytes());
+        Ok(if same_server { next } else { next + SKIPPED_IDS })
+    }
+
+    /// Makes sure that nothing stands where a new record will.
+    pub fn expect_free(&self, derived: &[u8]) -> Result<()> {
+        if self.read(derived)?.kind() == Kind::Empty { Ok(()) } else { Err(Error::Damaged { what: "header" }) }
+    }
+
+    /// Writes the header: creates it if need be, and takes the id if one was given out.
+    pub fn write_header(&self, now_ms: u64, taken_id: Option<u64>) -> Result<()> {
+        let mut fields = Fields::default();
+        if !self.exists() {
+            fields.set("schema", SCHEMA).set("created_at", now_ms.to_string()).set("next_id", "1");
+        }
+        if let Some(id) = taken_id {
+            fields.set("next_id", (id + 1).to_string()).set("run_id", server::run_id());
+        }
+        if fields.0.is_empty() { Ok(()) } else { self.write_hash(self.name.as_bytes(), &fields) }
+    }
+
+    /// Adds `by` to a count in the header.
+    pub fn count(&self, what: &str, by: i64) -> Result<()> {
+        self.write(c"HINCRBY", &[self.name.as_bytes(), what.as_bytes(), by.to_string().as_bytes()])
+    }
+
+    /// Adds `by` to the count of records that use a key of the keyring.
+    pub fn count_use(&self, fingerprint: Fingerprint, by: i64) -> Result<()> {
+        self.count(&format!("{USING}{fingerprint}"), by)
+    }
+
+    /// Adds `by` to the count of keys of an organization.
+    pub fn count_in_org(&self, org: &str, by: i64) -> Result<()> {
+        self.write(c"HINCRBY", &[&self.name.org(org), b"keys", by.to_string().as_bytes()])
+    }
+
+    /// Sets fields of a hash.
+    pub fn write_hash(&self, key: &[u8], fields: &Fields) -> Result<()> {
+        let mut args = vec![key];
+        for (name, value) in &fields.0 {
+            args.push(name.as_bytes());
+            args.push(value);
+        }
+        self.write(c"HSET", &args)
+    }
+
+    /// Runs one of the server's writing commands, here and wherever our writes go.
+    ///
+    /// # Errors
+    /// [`Error::TryAgain`] when the server would not: every type was checked before, so its slot is moving.
+    pub fn write(&self, command: &CStr, args: &[&[u8]]) -> Result<()> {
+        if self.ctx.call(command, c"!Ev", args).succeeded() { Ok(()) } else { Err(Error::TryAgain) }
+    }
+
+    /// Notes that record `id` has a secret of this digest.
+    pub fn index_digest(&self, digest: &Digest, id: u64) -> Result<()> {
+        let key = self.name.digest(digest);
+        let shared = self.read(&key)?.kind() == Kind::Text;
+        let separator = if shared { "," } else { "" };
+        self.write(c"APPEND", &[&key, format!("{separator}{id}").as_bytes()])
+    }
+
+    /// Forgets that record `id` has a secret of this digest.
+    pub fn unindex_digest(&self, digest: &Digest, id: u64) -> Result<()> {
+        let key = self.name.digest(digest);
+        let ids = self.ids_of(digest)?;
+        let left: Vec<String> = ids.iter().filter(|other| **other != id).map(u64::to_string).collect();
+        if left.is_empty() {
+            self.write(c"DEL", &[&key])
+        } else {
+            self.write(c"SET", &[&key, left.join(",").as_bytes()])
+        }
+    }
+}
+
+/// What the header's counts of keyring keys in use begin with.
+pub const USING: &str = "using:";
+
+/// Limits as people read them: `100/60000ms requests`.
+fn limits_text(limits: &UnitLimits<'_>) -> Option<String> {
+    let each: Vec<String> = limits
+        .iter()
+        .map(|limit| format!("{}/{}ms {}", limit.limit.count(), limit.limit.window_ms(), limit.unit))
+        .collect();
+    (!each.is_empty()).then(|| each.join(", "))
+}
+
+/// The fields of a vault key's hash.
+pub fn vault_fields(record: &VaultRecord<'_>, meta: Option<&str>) -> Result<Fields> {
+    let mut fields = Fields::default();
+    fields
+        .set("r", Record::Vault(record.clone()).encode()?)
+        .set("type", "vault")
+        .set("name", record.name)
+        .set("status", record.status.as_str())
+        .set("created_at", record.created_ms.to_string())
+        .optional("expires_at", record.expires_ms.map(|at_ms| at_ms.to_string()))
+        .optional("source", record.source)
+        .optional("login", record.login)
+        .optional("batch", record.batch)
+        .optional("account", record.account)
+        .optional("limits", limits_text(&record.limits))
+        .optional("hint", record.hint.as_ref().map(|hint| hint.as_str()))
+        .optional("meta", meta);
+    Ok(fields)
+}
+
+/// The fields of an API key's hash.
+pub fn api_fields(record: &ApiRecord<'_>, meta: Option<&str>) -> Result<Fields> {
+    let mut fields = Fields::default();
+    fields
+        .set("r", record.encode()?)
+        .set("type", "api")
+        .set("org", record.org)
+        .set("label", record.label)
+        .set("status", record.status.as_str())
+        .set("created_at", record.created_ms.to_string())
+        .set("start", record.start)
+        .optional("expires_at", record.expires_ms.map(|at_ms| at_ms.to_string()))
+        .optional("scopes", (!record.scopes.is_empty()).then(|| record.scopes.as_str()))
+        .optional("limits", limits_text(&record.limits))
+        .optional("meta", meta);
+    Ok(fields)
+}
+
+/// The fields of an organization's hash.
+pub fn org_fields(name: &str, record: &OrgRecord<'_>) -> Result<Fields> {
+    let mut fields = Fields::default();
+    fields
+        .set("r", record.encode()?)
+        .set("id", record.id.to_string())
+        .set("name", name)
+        .set("status", record.status.as_str())
+        .set("created_at", record.created_ms.to_string())
+        .optional("limits", limits_text(&record.limits));
+    Ok(fields)
+}
