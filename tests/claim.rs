@@ -426,7 +426,8 @@ fn a_bucket_is_full_at_a_million_entries(sut: &Sut) {
     let before = c.state();
     c.refused("BUCKETFULL", "KG.CLAIM b 2000000 1h");
     assert_eq!(c.state(), before);
-    assert_eq!(c.remaining("b 2000000 1h").remaining, 1_000_000);
+    c.refused("BUCKETFULL", "KG.REMAINING b 2000000 1h");
+    assert_eq!(c.remaining("b 2000000 1h COST 0").remaining, 1_000_000);
     let digest = c.state_of(b"b");
     c.ok("DEBUG RELOAD");
     assert_eq!(c.state_of(b"b"), digest);

@@ -51,7 +51,7 @@ fn issues_keys_of_the_format(sut: &Sut) {
     let mut seen = Vec::new();
     for (options, prefix) in [("", "kg_live_"), ("PREFIX test_", "test_"), ("prefix X-", "X-"), ("", "kg_live_")] {
         let (id, raw) = new_key(&mut c, &format!("shop web {options}"));
-        assert_eq!(id, seen.len() as i64 + 1);
+        assert_eq!(id, seen.len() as i64 + 2, "the organization has the first id");
         let body = raw.strip_prefix(prefix).expect("the prefix");
         assert!(body.bytes().all(|byte| byte.is_ascii_alphanumeric()) && body.len() == 49, "{raw}");
         let (before, checksum) = raw.split_at(raw.len() - 6);
@@ -252,14 +252,15 @@ fn counts_each_unit_by_itself(sut: &Sut) {
     let server = sut.server();
     let mut c = server.client();
     let (_, raw) = new_key(&mut c, "shop web LIMIT 3 1h LIMIT 1000 1h UNIT tokens LIMIT 50 1h UNIT bytes");
-    assert_eq!(auth(&mut c, &raw, "COST 900 UNIT tokens"), "VALID");
-    assert_eq!(auth(&mut c, &raw, "COST 200 UNIT tokens"), "RATE_LIMITED");
-    assert_eq!(auth(&mut c, &raw, "COST 100 UNIT tokens COST 50 UNIT bytes"), "VALID");
-    assert_eq!(auth(&mut c, &raw, "COST 1 UNIT bytes"), "RATE_LIMITED");
-    // A claim costs nothing in units that it does not name: so far, no requests.
-    let map = c.ok(format!("KG.CHECK acme {raw} COST 3 UNIT requests"));
-    assert_eq!(map.field("code").text(), "VALID");
-    assert_eq!(auth(&mut c, &raw, "cost 3 unit requests"), "VALID");
+    assert_eq!(auth(&mut c, &raw, "COST 0 COST 900 UNIT tokens"), "VALID");
+    assert_eq!(auth(&mut c, &raw, "COST 0 COST 200 UNIT tokens"), "RATE_LIMITED");
+    assert_eq!(auth(&mut c, &raw, "COST 0 COST 100 UNIT tokens COST 50 UNIT bytes"), "VALID");
+    assert_eq!(auth(&mut c, &raw, "COST 0 COST 1 UNIT bytes"), "RATE_LIMITED");
+    // Units that nobody names are free, and so are those that nothing limits.
+    assert_eq!(auth(&mut c, &raw, ""), "VALID");
+    assert_eq!(auth(&mut c, &raw, "COST 1 COST 5 UNIT pages"), "VALID");
+    assert_eq!(c.code(format!("KG.CHECK acme {raw} COST 2 UNIT requests")), "RATE_LIMITED");
+    assert_eq!(auth(&mut c, &raw, "cost 1 unit requests"), "VALID");
     assert_eq!(auth(&mut c, &raw, ""), "RATE_LIMITED", "one request is the default");
 }
 
@@ -560,7 +561,7 @@ fn keeps_to_the_maxima(sut: &Sut) {
     c.ok(format!("KG.NEWKEY acme shop a{}", limits(8)));
     c.refused("ERR", &*format!("KG.NEWKEY acme shop a{}", limits(9)));
     c.refused("ERR", &*format!("KG.ADDORG acme many{}", limits(9)));
-    let meta = |length: usize| format!("\"{}\"", "m".repeat(length - 2));
+    let meta = |length: usize| format!("{{\"m\":\"{}\"}}", "m".repeat(length - 8));
     c.ok(args!["KG.NEWKEY", "acme", "shop", "a", "META", meta(16_384)]);
     c.refused("ERR", args!["KG.NEWKEY", "acme", "shop", "a", "META", meta(16_385)]);
 }

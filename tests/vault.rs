@@ -414,7 +414,7 @@ fn keeps_to_the_maxima(sut: &Sut) {
     c.ok(args!["KG.ADDKEY", "acme", name, "s"]);
     c.ok(args!["KG.REVEAL", "acme", "NAME", name]);
     c.refused("ERR", args!["KG.ADDKEY", "acme", "n".repeat(257), "s"]);
-    let meta = |length: usize| format!("\"{}\"", "m".repeat(length - 2));
+    let meta = |length: usize| format!("{{\"m\":\"{}\"}}", "m".repeat(length - 8));
     c.ok(args!["KG.ADDKEY", "acme", "a", "s", "META", meta(16_384)]);
     c.refused("ERR", args!["KG.ADDKEY", "acme", "a", "s", "META", meta(16_385)]);
     for option in ["SOURCE", "LOGIN", "BATCH", "ACCOUNT"] {
