@@ -458,7 +458,8 @@ impl Key<'_> {
                 ptr::null::<c_char>(),
             )
         };
-        Ok((!value.is_null()).then_some(OwnedString(value)))
+        // Not `then_some`: an object around a null pointer must not even be made.
+        Ok((!value.is_null()).then(|| OwnedString(value)))
     }
 
     /// The bytes of a string key; `None` if there is none.

@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 
 use crate::ffi::{self, api, raw};
-use crate::keyring;
+use crate::{keyring, survey};
 
 /// Registers the section.
 pub fn register(ctx: ffi::Ctx<'_>) {
@@ -22,12 +22,15 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
         let installed = keyring::installed();
         let newest = installed.as_ref().map(|keyring| ffi::to_c_string(&keyring.newest().fingerprint().to_string()));
         let keys = installed.as_ref().map_or(0, |keyring| keyring.len() as u64);
+        let lacking: Vec<String> = survey::lacking().iter().map(ToString::to_string).collect();
+        let lacking = ffi::to_c_string(&lacking.join(","));
         // SAFETY: the context is valid during the call; names and values end in NUL and are copied.
         unsafe {
             api!(RedisModule_InfoAddSection)(ctx, c"".as_ptr());
             api!(RedisModule_InfoAddFieldCString)(ctx, c"version".as_ptr(), version.as_ptr());
             api!(RedisModule_InfoAddFieldCString)(ctx, c"keyring_source".as_ptr(), source.as_ptr());
             api!(RedisModule_InfoAddFieldULongLong)(ctx, c"keyring_keys".as_ptr(), keys);
+            api!(RedisModule_InfoAddFieldCString)(ctx, c"keyring_lacking".as_ptr(), lacking.as_ptr());
             if let Some(newest) = newest {
                 api!(RedisModule_InfoAddFieldCString)(ctx, c"keyring_newest".as_ptr(), newest.as_ptr());
             }

@@ -158,9 +158,9 @@ fn create(ctx: Ctx<'_>) -> Result<Arc<Keyring>> {
     let mut survey = SURVEY.lock().unwrap_or_else(PoisonError::into_inner);
     match survey.get_or_insert_default().go_on(ctx) {
         None => return Err(LOOKING),
-        Some(found) => {
+        Some(findings) => {
             *survey = None;
-            if found {
+            if findings.records {
                 return Err(STORES);
             }
         }

@@ -88,5 +88,6 @@ fn load(ctx: Ctx<'_>, arguments: &[Name<'_>]) -> Result<(), String> {
     if keyring::load()?.is_none() {
         ctx.log(Level::Notice, "keyguard: no keyring yet: limits work, key records need one");
     }
+    survey::keep_watch(ctx);
     Ok(())
 }

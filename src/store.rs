@@ -7,7 +7,7 @@
 use std::ffi::CStr;
 
 use keyguard_core::digest::Digest;
-use keyguard_core::keyring::Fingerprint;
+use keyguard_core::keyring::{Fingerprint, Keyring};
 use keyguard_core::names::StoreName;
 use keyguard_core::record::{ApiRecord, OrgRecord, Record, UnitLimits, VaultRecord};
 use keyguard_core::{Error, Result, parse};
@@ -99,6 +99,18 @@ impl<'c> Store<'c> {
     /// Asks what [`open_unconfirmed`](Self::open_unconfirmed) left out.
     pub fn confirm(&self) -> Result<()> {
         Self::open(self.ctx, (self.name, self.header), Missing::Refuse).map(drop)
+    }
+
+    /// Makes sure that this keyring can look up every secret of the store, before one is said to be absent: with a keyring that
+    /// lacks a key, every customer would be a stranger.
+    ///
+    /// # Errors
+    /// [`Error::NoKeyring`].
+    pub fn confirm_keyring(&self, keyring: &Keyring) -> Result<()> {
+        let lacking = fingerprints(self.ctx, self.name.as_bytes()).into_iter().any(|used| keyring.find(used).is_none());
+        let why =
+            "the keyring lacks a key that this store uses; the server's log and INFO keyguard name its fingerprint";
+        if lacking { Err(Error::NoKeyring { why }) } else { Ok(()) }
     }
 
     /// Whether the header exists.
@@ -278,8 +290,18 @@ impl<'c> Store<'c> {
     }
 }
 
+/// The keyring keys that the records of a store use, by its header.
+pub fn fingerprints(ctx: Ctx<'_>, header: &[u8]) -> Vec<Fingerprint> {
+    let reply = ctx.call(c"HGETALL", c"Ev", &[header]);
+    let pairs = (0..).map_while(|index| Some((reply.element(2 * index)?, reply.element(2 * index + 1)?)));
+    pairs
+        .filter(|(_, count)| parse::unsigned(count.as_bytes()).is_some_and(|count| count > 0))
+        .filter_map(|(field, _)| field.strip_prefix(USING)?.parse().ok())
+        .collect()
+}
+
 /// What the header's counts of keyring keys in use begin with.
-pub const USING: &str = "using:";
+const USING: &str = "using:";
 
 /// Limits as people read them: `100/60000ms requests`.
 fn limits_text(limits: &UnitLimits<'_>) -> Option<String> {

@@ -1,21 +1,42 @@
-//! Looks through the keyspace for stores that hold key records, in slices that hold nobody up.
+//! Looks through the keyspace for stores that hold key records, in slices that hold nobody up: to say which keys of a keyring this
+//! server lacks before anybody asks for a secret, and whether it may make a keyring of its own.
 
+use std::collections::BTreeSet;
 use std::ffi::{c_int, c_void};
+use std::ptr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use keyguard_core::keyring::Fingerprint;
 use keyguard_core::names::StoreName;
 
-use crate::ffi::{self, Ctx, Key, Kind, Name, api, raw};
+use crate::ffi::{self, Ctx, Kind, Level, Name, api, raw};
+use crate::{keyring, store};
 
-/// How long one slice may take.
+/// How long one slice may take, once it has made [`STEPS`] steps.
 const SLICE: Duration = Duration::from_millis(1);
 
-/// A search through all databases that has come so far.
+/// How many steps a slice makes at the least: on a busy machine a millisecond may pass without any.
+const STEPS: usize = 500;
+
+/// The pause between slices, in milliseconds.
+const PAUSE_MS: i64 = 20;
+
+/// What a survey has found.
+#[derive(Debug, Clone, Default)]
+pub struct Findings {
+    /// Whether a store holds key records, or once held some.
+    pub records: bool,
+    /// Keys that stores use.
+    pub used: BTreeSet<Fingerprint>,
+}
+
+/// A survey of all databases that has come so far.
 #[derive(Default)]
 pub struct Survey {
     database: c_int,
     cursor: Option<Cursor>,
-    found: bool,
+    findings: Findings,
 }
 
 struct Cursor(*mut raw::RedisModuleScanCursor);
@@ -31,39 +52,48 @@ impl Drop for Cursor {
 }
 
 impl Survey {
-    /// Goes on for one slice: `Some(whether there is such a store)` when the whole keyspace has been seen or one was found.
-    pub fn go_on(&mut self, ctx: Ctx<'_>) -> Option<bool> {
+    /// Goes on for one slice; what it found, when the whole keyspace has been seen.
+    pub fn go_on(&mut self, ctx: Ctx<'_>) -> Option<Findings> {
         // SAFETY: the context is valid; the selected database is put back below.
         let selected = unsafe { api!(RedisModule_GetSelectedDb)(ctx.as_raw()) };
-        let outcome = self.slice(ctx);
+        let done = self.slice(ctx);
         // SAFETY: as above.
         unsafe { api!(RedisModule_SelectDb)(ctx.as_raw(), selected) };
-        outcome
+        done.then(|| self.findings.clone())
     }
 
-    fn slice(&mut self, ctx: Ctx<'_>) -> Option<bool> {
+    fn slice(&mut self, ctx: Ctx<'_>) -> bool {
         let begun = Instant::now();
+        let mut steps = 0;
         loop {
-            // SAFETY: the server refuses a database that it does not have.
-            if unsafe { api!(RedisModule_SelectDb)(ctx.as_raw(), self.database) } != ffi::OK {
-                return Some(false);
+            // SAFETY: the server refuses a database that it does not have; the context is valid.
+            let keys = unsafe {
+                if api!(RedisModule_SelectDb)(ctx.as_raw(), self.database) != ffi::OK {
+                    return true;
+                }
+                api!(RedisModule_DbSize)(ctx.as_raw())
+            };
+            if keys == 0 {
+                self.next_database();
+                continue;
             }
-            let found: *mut bool = &raw mut self.found;
-            // SAFETY: the cursor is created by the server and destroyed when dropped.
+            if steps >= STEPS && begun.elapsed() >= SLICE {
+                return false;
+            }
+            steps += 1;
+            let findings: *mut Findings = &raw mut self.findings;
+            // SAFETY: the cursor is created by the server, and destroyed when dropped.
             let cursor = self.cursor.get_or_insert_with(|| Cursor(unsafe { api!(RedisModule_ScanCursorCreate)() }));
-            // SAFETY: the callback has the type that the server calls, and `found` outlives the call.
-            let more = unsafe { api!(RedisModule_Scan)(ctx.as_raw(), cursor.0, Some(look), found.cast()) } != 0;
-            if self.found {
-                return Some(true);
-            }
-            if !more {
-                self.cursor = None;
-                self.database += 1;
-            }
-            if begun.elapsed() >= SLICE {
-                return None;
+            // SAFETY: the callback has the type that the server calls, and the findings outlive the call.
+            if unsafe { api!(RedisModule_Scan)(ctx.as_raw(), cursor.0, Some(look), findings.cast()) } == 0 {
+                self.next_database();
             }
         }
+    }
+
+    fn next_database(&mut self) {
+        self.cursor = None;
+        self.database += 1;
     }
 }
 
@@ -71,7 +101,7 @@ unsafe extern "C" fn look(
     ctx: *mut raw::RedisModuleCtx,
     name: *mut raw::RedisModuleString,
     _: *mut raw::RedisModuleKey,
-    found: *mut c_void,
+    findings: *mut c_void,
 ) {
     ffi::guarded((), || {
         // SAFETY: the server's context and name are valid during the call.
@@ -79,11 +109,88 @@ unsafe extern "C" fn look(
         if StoreName::parse(name.bytes()).is_err() {
             return;
         }
-        let key: Key<'_> = ctx.read(name);
+        let key = ctx.read(name);
         let counts = |records| key.hash_field(records).is_ok_and(|count| count.is_some());
         if key.kind() == Kind::Hash && counts(c"schema") && (counts(c"vault_keys") || counts(c"api_keys")) {
-            // SAFETY: `found` is the flag that `slice` lends for the call.
-            unsafe { *found.cast::<bool>() = true };
+            drop(key);
+            // SAFETY: the findings are what `slice` lends for the call.
+            let findings = unsafe { &mut *findings.cast::<Findings>() };
+            findings.records = true;
+            findings.used.extend(store::fingerprints(ctx, name.bytes()));
+        }
+    });
+}
+
+/// The survey that runs beside everything else, and what the last one found to be lacking.
+#[derive(Default)]
+struct Watch {
+    survey: Survey,
+    running: bool,
+    lacking: Vec<Fingerprint>,
+}
+
+static WATCH: Mutex<Option<Watch>> = Mutex::new(None);
+
+fn watch() -> MutexGuard<'static, Option<Watch>> {
+    WATCH.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keys that stores use and the keyring lacks, as of the last survey.
+pub fn lacking() -> Vec<Fingerprint> {
+    watch().as_ref().map_or_else(Vec::new, |watch| watch.lacking.clone())
+}
+
+/// Surveys the keyspace now, and again whenever other data was loaded or this server's role changed.
+pub fn keep_watch(ctx: Ctx<'_>) {
+    start(ctx);
+    for id in [raw::REDISMODULE_EVENT_LOADING, raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED] {
+        let event = raw::RedisModuleEvent { id, dataver: 1 };
+        // SAFETY: the callback has the type that the server calls.
+        unsafe { api!(RedisModule_SubscribeToServerEvent)(ctx.as_raw(), event, Some(on_event)) };
+    }
+}
+
+fn start(ctx: Ctx<'_>) {
+    let mut watch = watch();
+    let watch = watch.get_or_insert_default();
+    watch.survey = Survey::default();
+    if !watch.running {
+        watch.running = true;
+        later(ctx, 1);
+    }
+}
+
+fn later(ctx: Ctx<'_>, ms: i64) {
+    // SAFETY: the callback has the type that the server calls.
+    unsafe { api!(RedisModule_CreateTimer)(ctx.as_raw(), ms, Some(on_timer), ptr::null_mut()) };
+}
+
+unsafe extern "C" fn on_event(ctx: *mut raw::RedisModuleCtx, event: raw::RedisModuleEvent, sub: u64, _: *mut c_void) {
+    ffi::guarded((), || {
+        let loading = event.id == raw::REDISMODULE_EVENT_LOADING;
+        if !loading || sub == raw::REDISMODULE_SUBEVENT_LOADING_ENDED {
+            // SAFETY: the server's context is valid during the call.
+            start(unsafe { Ctx::new(ctx) });
+        }
+    });
+}
+
+unsafe extern "C" fn on_timer(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
+    ffi::guarded((), || {
+        // SAFETY: the server's context is valid during the call.
+        let ctx = unsafe { Ctx::new(ctx) };
+        let mut watch = watch();
+        let Some(watch) = watch.as_mut() else { return };
+        let Some(findings) = watch.survey.go_on(ctx) else { return later(ctx, PAUSE_MS) };
+        watch.running = false;
+        watch.survey = Survey::default();
+        let keyring = keyring::installed();
+        let has = |used: &Fingerprint| keyring.as_ref().is_some_and(|keyring| keyring.find(*used).is_some());
+        watch.lacking = findings.used.into_iter().filter(|used| !has(used)).collect();
+        for lacking in &watch.lacking {
+            let message =
+                format!("keyguard: stores here use key {lacking}, which the keyring lacks: they answer NOKEYRING");
+            ctx.log(Level::Warning, &message);
         }
     });
 }

@@ -224,6 +224,7 @@ fn look_up(call: &Call<'_>, store: &Store<'_>, raw_key: &[u8]) -> Result<Option<
             return confirmed(store, *id, &digest).map(|packed| Some((*id, packed)));
         }
     }
+    store.confirm_keyring(&keyring)?;
     Ok(None)
 }
 

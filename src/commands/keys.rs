@@ -277,6 +277,9 @@ impl Command for FindKey {
             ids.extend(store.ids_of(&digest(key, Domain::Vault, secret.expose()))?);
         }
         ids.sort_unstable();
+        if ids.is_empty() {
+            store.confirm_keyring(&keyring)?;
+        }
 
         call.ctx.reply_array(ids.len());
         ids.into_iter().for_each(|id| call.ctx.reply_integer(integer(id)));
