@@ -3,7 +3,7 @@
 
 use std::ffi::CStr;
 
-use keyguard_core::effect::{Charges, Claimed, Effect, Owner, WholeValue};
+use keyguard_core::effect::{CLAIM_BYTES, Charges, Claimed, Effect, Owner, WholeValue};
 use keyguard_core::ip::{Net, Rule, Rules};
 use keyguard_core::meters::Meters;
 use keyguard_core::names::StoreName;
@@ -18,10 +18,12 @@ pub const APPLY: &CStr = c"KG.APPLY";
 
 /// Books a granted claim on a bucket, whose key is open to be changed.
 pub fn claim(ctx: Ctx<'_>, bucket: Name<'_>, key: &mut Key<'_>, claimed: Claimed) -> Result<()> {
-    let effect = Effect::Claim(claimed).encode()?;
+    let mut buffer = [0; CLAIM_BYTES];
+    let effect = Effect::Claim(claimed);
+    let packed = effect.encode_into(&mut buffer)?;
     push(key, claimed)?;
     ctx.signal_modified(bucket);
-    ctx.replicate(APPLY, bucket, &effect);
+    ctx.replicate(APPLY, bucket, packed);
     Ok(())
 }
 

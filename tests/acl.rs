@@ -145,8 +145,8 @@ fn secrets_are_in_no_general_category(sut: &Sut) {
 fn categories_grant_and_deny(sut: &Sut) {
     if !sut.has_module_categories() {
         // There the README's recipes name commands: the first tests of this file.
-        let mut c = sut.server().client();
-        assert!(c.err("ACL SETUSER app +@keyguard_use").contains("Error in ACL SETUSER"));
+        let server = sut.server();
+        assert!(server.client().err("ACL SETUSER app +@keyguard_use").contains("Error in ACL SETUSER"));
         return;
     }
     let server = sut.server();

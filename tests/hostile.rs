@@ -232,6 +232,7 @@ fn store_commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
     all.push(args!["KG.AUTH", "acme", sample.plain, "IP", "192.0.2.7"]);
     all.push(args!["KG.CHECK", "acme", sample.limited, "SCOPE", "read"]);
     all.push(args!["KG.CHECK", "acme", sample.revoked]);
+    all.push(args!["KG.FINDKEY", "acme", "another-secret"]);
     all.push(args!["KG.DELKEY", "acme", sample.ids[0], sample.ids[2], "1"]);
     all
 }

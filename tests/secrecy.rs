@@ -278,7 +278,7 @@ fn use_secrets(primary: &Server, plain: &str, canaries: &mut Canaries, errors: &
     canaries.add("an API key", raw.as_bytes());
     canaries.add("the body of an API key", &raw.as_bytes()[8..51]);
     canaries.add("a revoked API key", revoked.as_bytes());
-    for command in [args!["KG.AUTH", "nobody", raw], args!["KG.AUTH", "acme", raw, "WHAT"]] {
+    for command in [args!["KG.AUTH", "nowhere", raw], args!["KG.AUTH", "acme", raw, "WHAT"]] {
         assert!(c.call(command).is_error());
     }
 }

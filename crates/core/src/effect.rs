@@ -13,6 +13,9 @@ use crate::limit::MAX_LIMITS;
 
 const VERSION: u8 = 1;
 
+/// Room for a packed [`Effect::Claim`]: two bytes, then three numbers of at most ten.
+pub const CLAIM_BYTES: usize = 32;
+
 /// A change of one or more native values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(
@@ -111,6 +114,17 @@ impl<'a> Effect<'a> {
         postcard::to_extend(self, out).map_err(|_| Error::Internal)
     }
 
+    /// The packed form, written into a buffer: a claim of any size fits [`CLAIM_BYTES`].
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if it does not fit.
+    pub fn encode_into<'b>(&self, buffer: &'b mut [u8]) -> Result<&'b [u8]> {
+        let (version, rest) = buffer.split_first_mut().ok_or(Error::Internal)?;
+        *version = VERSION;
+        let len = 1 + postcard::to_slice(self, rest).map_err(|_| Error::Internal)?.len();
+        buffer.get(..len).ok_or(Error::Internal)
+    }
+
     /// Reads what [`encode`](Self::encode) wrote, in this version.
     ///
     /// # Errors
@@ -147,6 +161,7 @@ mod tests {
         ];
         for effect in effects {
             let packed = effect.encode().unwrap();
+            assert_eq!(effect.encode_into(&mut [0; 256]), Ok(&packed[..]));
             assert_eq!(Effect::decode(&packed), Ok(effect));
             assert!(Effect::decode(packed.split_last().unwrap().1).is_err(), "cut short");
             assert!(Effect::decode(&[&packed[..], b"x"].concat()).is_err(), "something behind it");
@@ -156,6 +171,8 @@ mod tests {
     #[test]
     fn a_claim_is_a_few_bytes() {
         assert!(Effect::Claim(CLAIMED).encode().unwrap().len() <= 12);
+        let largest = Claimed { at_ms: u64::MAX, units: u64::MAX, window_ms: u64::MAX };
+        assert!(Effect::Claim(largest).encode_into(&mut [0; CLAIM_BYTES]).is_ok());
     }
 
     #[test]

@@ -269,8 +269,9 @@ impl WindowLog {
     /// Whether a claim at `at_ms` naming `window_ms` finds no room: [`MAX_ENTRIES`] entries, none of which it may drop.
     #[must_use]
     pub fn is_full(&self, at_ms: u64, window_ms: u64) -> bool {
+        let Body::Rich(rich) = &self.body else { return false };
         let longest = self.retention.get().max(window_ms);
-        self.entries() >= MAX_ENTRIES && self.oldest.get() > at_ms.saturating_sub(longest)
+        rich.entries >= MAX_ENTRIES && self.oldest.get() > at_ms.saturating_sub(longest)
     }
 
     /// How many separate allocations the log has: what freeing it costs.
