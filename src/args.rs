@@ -1,5 +1,6 @@
 //! The one cursor over a command's arguments. It ends in [`Args::finish`]: nothing is ignored.
 
+use keyguard_core::limit::MAX_UNITS;
 use keyguard_core::names::StoreName;
 use keyguard_core::{Error, Result, parse};
 
@@ -43,12 +44,15 @@ impl<'c> Args<'c> {
         Ok((StoreName::parse(name.bytes())?, name))
     }
 
-    /// The next argument as a whole number from 1 to `max`.
-    pub fn positive(&mut self, what: &'static str, max: u64) -> Result<u64> {
+    /// The next argument as a whole number from 1 to `max`; `accepted` says so.
+    pub fn positive(&mut self, what: &'static str, max: u64, accepted: &'static str) -> Result<u64> {
         let value = parse::unsigned(self.bytes()?);
-        value
-            .filter(|value| (1..=max).contains(value))
-            .ok_or(Error::Invalid { what, accepted: "a whole number from 1" })
+        value.filter(|value| (1..=max).contains(value)).ok_or(Error::Invalid { what, accepted })
+    }
+
+    /// The next argument as a number of units, 1 to [`MAX_UNITS`].
+    pub fn units(&mut self, what: &'static str) -> Result<u64> {
+        self.positive(what, MAX_UNITS, "a whole number from 1 to 1000000000000")
     }
 
     /// The next argument as an id.

@@ -186,7 +186,9 @@ fn write_new(path: &Path) -> Result<Keyring, String> {
     let in_words = |error: std::io::Error| error.kind().to_string();
     let root = RootKey::new(random().map_err(|error| error.to_string())?).ok_or("no randomness")?;
     let text = new_file(&root, &made_at());
-    let beside = path.with_extension("new");
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
     let _ = std::fs::remove_file(&beside);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside).map_err(in_words)?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(in_words)?;

@@ -215,12 +215,19 @@ unsafe extern "C" fn run<C: Command>(
     // SAFETY: the server's context is valid during the call.
     let ctx = unsafe { Ctx::new(ctx) };
     ffi::guard(ctx, || {
-        for position in C::SPEC.secrets {
-            ctx.redact(*position);
-        }
         let len = usize::try_from(argc).unwrap_or(0);
         // SAFETY: the server gives `argc` string objects, valid during the call; a `Name` is such a pointer and nothing else.
-        let names = unsafe { std::slice::from_raw_parts(argv.cast::<Name<'_>>(), len) };
+        let given = unsafe { std::slice::from_raw_parts(argv.cast::<Name<'_>>(), len) };
+        // Valkey 8.1 hides an argument in the very array that it gave us, and keeps the objects in another: the pointers are
+        // copied first.
+        let copied: Vec<Name<'_>>;
+        let names = if C::SPEC.secrets.is_empty() {
+            given
+        } else {
+            copied = given.to_vec();
+            C::SPEC.secrets.iter().for_each(|position| ctx.redact(*position));
+            &copied
+        };
         let args = Args::new(names.get(1..).unwrap_or_default(), usage(C::SPEC.name));
         C::run(&Call { ctx, now_ms: ctx.milliseconds() }, args)
     })

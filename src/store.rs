@@ -241,13 +241,13 @@ impl<'c> Store<'c> {
         self.write(c"HINCRBY", &[self.name.as_bytes(), what.as_bytes(), by.to_string().as_bytes()])
     }
 
-    /// Adds `by` to the count of records that use a key of the keyring.
-    pub fn count_use(&self, fingerprint: Fingerprint, by: i64) -> Result<()> {
-        self.count(&format!("{USING}{fingerprint}"), by)
-    }
-
     /// Adds `by` to the count of keys of an organization.
+    ///
+    /// One that somebody deleted by hand is not brought back by halves.
     pub fn count_in_org(&self, org: &str, by: i64) -> Result<()> {
+        if self.read(&self.name.org(org))?.kind() == Kind::Empty {
+            return Ok(());
+        }
         self.write(c"HINCRBY", &[&self.name.org(org), b"keys", by.to_string().as_bytes()])
     }
 
@@ -277,16 +277,10 @@ impl<'c> Store<'c> {
         self.write(c"APPEND", &[&key, format!("{separator}{id}").as_bytes()])
     }
 
-    /// Forgets that record `id` has a secret of this digest.
-    pub fn unindex_digest(&self, digest: &Digest, id: u64) -> Result<()> {
-        let key = self.name.digest(digest);
-        let ids = self.ids_of(digest)?;
-        let left: Vec<String> = ids.iter().filter(|other| **other != id).map(u64::to_string).collect();
-        if left.is_empty() {
-            self.write(c"DEL", &[&key])
-        } else {
-            self.write(c"SET", &[&key, left.join(",").as_bytes()])
-        }
+    /// Sets the ids that have a secret of this digest.
+    pub fn set_ids(&self, digest: &Digest, ids: &[u64]) -> Result<()> {
+        let ids: Vec<String> = ids.iter().map(u64::to_string).collect();
+        self.write(c"SET", &[&self.name.digest(digest), ids.join(",").as_bytes()])
     }
 }
 
@@ -298,6 +292,17 @@ pub fn fingerprints(ctx: Ctx<'_>, header: &[u8]) -> Vec<Fingerprint> {
         .filter(|(_, count)| parse::unsigned(count.as_bytes()).is_some_and(|count| count > 0))
         .filter_map(|(field, _)| field.strip_prefix(USING)?.parse().ok())
         .collect()
+}
+
+/// The header's count of vault keys.
+pub const VAULT_KEYS: &str = "vault_keys";
+
+/// The header's count of API keys.
+pub const API_KEYS: &str = "api_keys";
+
+/// The header's count of records that use a key of the keyring.
+pub fn using(fingerprint: Fingerprint) -> String {
+    format!("{USING}{fingerprint}")
 }
 
 /// What the header's counts of keyring keys in use begin with.

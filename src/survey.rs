@@ -110,8 +110,8 @@ unsafe extern "C" fn look(
             return;
         }
         let key = ctx.read(name);
-        let counts = |records| key.hash_field(records).is_ok_and(|count| count.is_some());
-        if key.kind() == Kind::Hash && counts(c"schema") && (counts(c"vault_keys") || counts(c"api_keys")) {
+        let has = |field| key.hash_field(field).is_ok_and(|value| value.is_some());
+        if key.kind() == Kind::Hash && has(c"schema") && (has(c"vault_keys") || has(c"api_keys")) {
             drop(key);
             // SAFETY: the findings are what `slice` lends for the call.
             let findings = unsafe { &mut *findings.cast::<Findings>() };

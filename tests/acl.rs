@@ -91,7 +91,8 @@ fn a_key_pattern_is_a_whole_store(sut: &Sut) {
 /// The commands of a category that are ours.
 fn members(c: &mut Client, category: &str) -> Vec<String> {
     let reply = c.ok(format!("ACL CAT {category}"));
-    let mut names: Vec<String> = reply.list().iter().map(Reply::text).filter(|name| name.starts_with("kg.")).collect();
+    let mut names: Vec<String> =
+        reply.list().iter().map(|name| name.text().to_lowercase()).filter(|name| name.starts_with("kg.")).collect();
     names.sort();
     names
 }

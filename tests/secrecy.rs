@@ -95,6 +95,7 @@ fn flat(reply: &Value) -> Vec<u8> {
         Value::Map(pairs) => pairs.iter().flat_map(|(name, value)| [flat(name), flat(value)].concat()).collect(),
         Value::ServerError(_) => reply.error().into_bytes(),
         Value::BulkString(bytes) => bytes.clone(),
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => text.clone().into_bytes(),
         other => format!("{other:?}").into_bytes(),
     }
 }

@@ -1,7 +1,7 @@
 //! The limiter: `KG.CLAIM`, `KG.REMAINING`, `KG.REFUND`, `KG.INSPECT`.
 
 use keyguard_core::effect::Claimed;
-use keyguard_core::limit::{Limits, MAX_LIMITS, MAX_UNITS};
+use keyguard_core::limit::{Limits, MAX_LIMITS};
 use keyguard_core::limiter::{Moment, Verdict, clock, decide, longest_ms};
 use keyguard_core::names::belongs_to_store;
 use keyguard_core::window::{MAX_INSTANT_MS, WindowLog};
@@ -96,7 +96,7 @@ impl Command for Refund {
 
     fn run(call: &Call<'_>, mut args: Args<'_>) -> Result<()> {
         let bucket = bucket(&mut args)?;
-        let units = args.positive("n", MAX_UNITS)?;
+        let units = args.units("n")?;
         let mut at_ms = None;
         while let Some(option) = args.option(&["AT"])? {
             let value = parse::unsigned(args.value(option)?).filter(|at| (1..=MAX_INSTANT_MS).contains(at));
@@ -149,9 +149,7 @@ impl Command for Inspect {
             .field("bytes", if log.is_empty() { 0 } else { log.memory_bytes() as u64 })
             .optional("oldest", log.oldest_ms())
             .optional("newest", log.newest_ms())
-            .field("retention", log.retention_ms())
-            .field("locked_until", 0)
-            .field("waiters", 0);
+            .field("retention", log.retention_ms());
         map.send(call.ctx);
         Ok(())
     }

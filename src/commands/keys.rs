@@ -1,6 +1,8 @@
 //! Key records: `KG.ADDKEY`, `KG.GETKEY`, `KG.REVEAL`, `KG.FINDKEY`, `KG.DELKEY`, `KG.NEWKEY`, `KG.REVOKE`.
 
-use keyguard_core::digest::{Domain, digest};
+use std::collections::BTreeMap;
+
+use keyguard_core::digest::{Digest, Domain, digest};
 use keyguard_core::names::{Meta, name};
 use keyguard_core::record::{ApiRecord, MAX_WEIGHT, OrgRecord, Record, Status, UnitLimits, VaultRecord};
 use keyguard_core::scope::Scopes;
@@ -15,7 +17,7 @@ use crate::ffi::{Ctx, Kind, OwnedString};
 use crate::keyring;
 use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::{Map, Value, integer};
-use crate::store::{MAX_SHARED, Missing, Store, api_fields, vault_fields};
+use crate::store::{API_KEYS, MAX_SHARED, Missing, Store, VAULT_KEYS, api_fields, using, vault_fields};
 
 /// The most ids that one DELKEY takes.
 const MAX_DELETED: usize = 2_000;
@@ -79,7 +81,11 @@ impl Command for AddKey {
                 "BATCH" => once(&mut batch, option, name(args.value(option)?, option)?)?,
                 "ACCOUNT" => once(&mut account, option, name(args.value(option)?, option)?)?,
                 "LIMIT" => unit_limit(&mut args, &mut limits)?,
-                "WEIGHT" => once(&mut weight, option, args.positive(option, u64::from(MAX_WEIGHT))?)?,
+                "WEIGHT" => once(
+                    &mut weight,
+                    option,
+                    args.positive(option, u64::from(MAX_WEIGHT), "a whole number from 1 to 1000000")?,
+                )?,
                 _ => once(&mut meta, option, Meta::parse(args.value(option)?)?)?,
             }
         }
@@ -122,8 +128,8 @@ impl Command for AddKey {
         let fields = vault_fields(&record, meta.as_ref().map(Meta::as_str))?;
 
         store.write_header(call.now_ms, Some(id))?;
-        store.count("vault_keys", 1)?;
-        store.count_use(key.fingerprint(), 1)?;
+        store.count(VAULT_KEYS, 1)?;
+        store.count(&using(key.fingerprint()), 1)?;
         store.write_hash(&store.name.key(id), &fields)?;
         store.index_digest(&record.digest, id)?;
         store.write(c"HSET", &[&store.name.pool(of), id.to_string().as_bytes(), b""])?;
@@ -330,9 +336,7 @@ impl Command for DelKey {
             }
         }
 
-        for (id, packed) in &found {
-            delete(&store, *id, &Record::decode(packed.name().bytes())?)?;
-        }
+        delete(&store, &found)?;
 
         call.ctx.reply_integer(integer(found.len() as u64));
         Ok(())
@@ -349,28 +353,59 @@ fn check_indexes(store: &Store<'_>, id: u64, record: &Record<'_>) -> Result<()> 
     }
 }
 
-fn digest_of<'a>(record: &'a Record<'_>) -> &'a keyguard_core::digest::Digest {
+fn digest_of<'a>(record: &'a Record<'_>) -> &'a Digest {
     match record {
         Record::Vault(vault) => &vault.digest,
         Record::Api(api) => &api.digest,
     }
 }
 
-fn delete(store: &Store<'_>, id: u64, record: &Record<'_>) -> Result<()> {
-    store.write(c"DEL", &[&store.name.key(id), &store.name.win(id)])?;
-    store.unindex_digest(digest_of(record), id)?;
-    match record {
-        Record::Vault(vault) => {
-            store.write(c"HDEL", &[&store.name.pool(vault.name), id.to_string().as_bytes()])?;
-            store.count("vault_keys", -1)?;
-            store.count_use(vault.digest_key, -1)
-        }
-        Record::Api(api) => {
-            store.count("api_keys", -1)?;
-            store.count_in_org(api.org, -1)?;
-            store.count_use(api.digest_key, -1)
+/// Deletes records and all that belongs to them, in as few commands as that takes.
+fn delete(store: &Store<'_>, found: &[(u64, OwnedString)]) -> Result<()> {
+    let mut keys: Vec<Vec<u8>> = Vec::new();
+    let mut counts: BTreeMap<String, i64> = BTreeMap::new();
+    let mut orgs: BTreeMap<&str, i64> = BTreeMap::new();
+    let mut pools: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+    let mut digests: BTreeMap<[u8; 32], Vec<u64>> = BTreeMap::new();
+    for (id, packed) in found {
+        let record = Record::decode(packed.name().bytes())?;
+        keys.extend([store.name.key(*id), store.name.win(*id)]);
+        let digest_key = match record {
+            Record::Vault(vault) => {
+                pools.entry(vault.name).or_default().push(*id);
+                digests.entry(*vault.digest.as_bytes()).or_default().push(*id);
+                *counts.entry(VAULT_KEYS.to_owned()).or_default() -= 1;
+                vault.digest_key
+            }
+            Record::Api(api) => {
+                *orgs.entry(api.org).or_default() -= 1;
+                digests.entry(*api.digest.as_bytes()).or_default().push(*id);
+                *counts.entry(API_KEYS.to_owned()).or_default() -= 1;
+                api.digest_key
+            }
+        };
+        *counts.entry(using(digest_key)).or_default() -= 1;
+    }
+    for (digest, ids) in digests {
+        let digest = Digest::from_bytes(digest);
+        let left = store.ids_of(&digest)?.into_iter().filter(|id| !ids.contains(id)).collect::<Vec<_>>();
+        if left.is_empty() {
+            keys.push(store.name.digest(&digest));
+        } else {
+            store.set_ids(&digest, &left)?;
         }
     }
+    for (name, ids) in pools {
+        let ids: Vec<String> = ids.iter().map(u64::to_string).collect();
+        let pool = store.name.pool(name);
+        let args: Vec<&[u8]> = std::iter::once(&*pool).chain(ids.iter().map(String::as_bytes)).collect();
+        store.write(c"HDEL", &args)?;
+    }
+    if !keys.is_empty() {
+        store.write(c"DEL", &keys.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+    }
+    counts.iter().try_for_each(|(what, by)| store.count(what, *by))?;
+    orgs.iter().try_for_each(|(org, by)| store.count_in_org(org, *by))
 }
 
 /// `KG.NEWKEY store org label [options]`
@@ -440,9 +475,9 @@ impl Command for NewKey {
         let fields = api_fields(&record, meta.as_ref().map(Meta::as_str))?;
 
         store.write_header(call.now_ms, Some(id))?;
-        store.count("api_keys", 1)?;
+        store.count(API_KEYS, 1)?;
         store.count_in_org(org, 1)?;
-        store.count_use(key.fingerprint(), 1)?;
+        store.count(&using(key.fingerprint()), 1)?;
         store.write_hash(&store.name.key(id), &fields)?;
         store.index_digest(&record.digest, id)?;
 

@@ -73,7 +73,7 @@ const EXPIRY: Arg =
 
 /// Reads `count window` and what may follow, into a limit.
 fn limit(args: &mut Args<'_>) -> Result<Limit> {
-    let count = args.positive("count", MAX_UNITS)?;
+    let count = args.units("count")?;
     let window_ms = parse::duration_ms(args.bytes()?, "window")?;
     Limit::new(count, window_ms)
 }

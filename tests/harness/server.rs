@@ -200,12 +200,14 @@ impl Server {
     /// Waits until all that this server has written so far has reached the replica.
     pub fn wait_for(&self, replica: &Server) {
         let (mut ours, mut theirs) = (self.client(), replica.client());
+        let online = format!("port={},state=online", replica.port);
         eventually("the replica having caught up", || {
             let wanted = ours.info_number("replication", "master_repl_offset");
+            let known = ours.ok("INFO replication").text().contains(&online);
             let link = theirs.info("replication", "master_link_status");
             let reached = theirs.info_number("replication", "master_repl_offset");
-            expect(link.as_deref() == Some("up") && reached >= wanted, || {
-                format!("link {link:?}, offset {reached} of {wanted}")
+            expect(known && link.as_deref() == Some("up") && reached >= wanted, || {
+                format!("online {known}, link {link:?}, offset {reached} of {wanted}")
             })
         });
     }
