@@ -12,7 +12,7 @@ use keyguard_core::names::StoreName;
 use keyguard_core::record::{ApiRecord, OrgRecord, Record, UnitLimits, VaultRecord};
 use keyguard_core::{Error, Result, parse};
 
-use crate::ffi::{Ctx, Key, Kind, Name, OwnedString, raw};
+use crate::ffi::{Ctx, Key, Kind, Name, OwnedString, raw, to_c_string};
 use crate::server;
 
 /// The packed field of a record.
@@ -236,6 +236,31 @@ impl<'c> Store<'c> {
         if fields.0.is_empty() { Ok(()) } else { self.write_hash(self.name.as_bytes(), &fields) }
     }
 
+    /// Makes sure that these counts of the header, and that of the organization, can be changed, before anything is.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if one is not a number.
+    pub fn expect_counts(&self, header: &[&str], org: Option<&str>) -> Result<()> {
+        let sound = |key: &Key<'_>, field: &str| -> Result<bool> {
+            let count = key.hash_field(&to_c_string(field))?;
+            let number = |count: &OwnedString| str::from_utf8(count.name().bytes()).ok()?.parse::<i64>().ok();
+            // A count is never near the ends of its range: it neither overflows nor does a sum with it.
+            Ok(count.is_none_or(|count| number(&count).is_some_and(|count| count.abs() < i64::MAX / 2)))
+        };
+        let key = self.ctx.read(self.header);
+        for field in header {
+            if !sound(&key, field)? {
+                return Err(Error::Damaged { what: "header" });
+            }
+        }
+        match org {
+            Some(org) if !sound(&self.read(&self.name.org(org))?, KEYS_OF_ORG)? => {
+                Err(Error::Damaged { what: "organization record" })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Adds `by` to a count in the header.
     pub fn count(&self, what: &str, by: i64) -> Result<()> {
         self.write(c"HINCRBY", &[self.name.as_bytes(), what.as_bytes(), by.to_string().as_bytes()])
@@ -248,7 +273,7 @@ impl<'c> Store<'c> {
         if self.read(&self.name.org(org))?.kind() == Kind::Empty {
             return Ok(());
         }
-        self.write(c"HINCRBY", &[&self.name.org(org), b"keys", by.to_string().as_bytes()])
+        self.write(c"HINCRBY", &[&self.name.org(org), KEYS_OF_ORG.as_bytes(), by.to_string().as_bytes()])
     }
 
     /// Sets fields of a hash.
@@ -293,6 +318,9 @@ pub fn fingerprints(ctx: Ctx<'_>, header: &[u8]) -> Vec<Fingerprint> {
         .filter_map(|(field, _)| field.strip_prefix(USING)?.parse().ok())
         .collect()
 }
+
+/// An organization's count of its keys.
+const KEYS_OF_ORG: &str = "keys";
 
 /// The header's count of vault keys.
 pub const VAULT_KEYS: &str = "vault_keys";

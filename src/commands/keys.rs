@@ -108,6 +108,7 @@ impl Command for AddKey {
         let id = store.next_id()?;
         store.expect_free(&store.name.key(id))?;
         store.expect(&store.name.pool(of), Kind::Hash)?;
+        store.expect_counts(&[VAULT_KEYS, &using(key.fingerprint())], None)?;
         let sealed = vault::seal(key, keyring::random()?, &place(&store, id), &secret)?;
         let record = VaultRecord {
             name: of,
@@ -348,8 +349,14 @@ fn check_indexes(store: &Store<'_>, id: u64, record: &Record<'_>) -> Result<()> 
     store.read(&store.name.win(id))?;
     store.ids_of(digest_of(record))?;
     match record {
-        Record::Vault(vault) => store.expect(&store.name.pool(vault.name), Kind::Hash),
-        Record::Api(api) => store.expect(&store.name.org(api.org), Kind::Hash),
+        Record::Vault(vault) => {
+            store.expect(&store.name.pool(vault.name), Kind::Hash)?;
+            store.expect_counts(&[VAULT_KEYS, &using(vault.digest_key)], None)
+        }
+        Record::Api(api) => {
+            store.expect(&store.name.org(api.org), Kind::Hash)?;
+            store.expect_counts(&[API_KEYS, &using(api.digest_key)], Some(api.org))
+        }
     }
 }
 
@@ -472,6 +479,7 @@ impl Command for NewKey {
             start: raw.start(),
         };
         store.expect_free(&store.name.digest(&record.digest))?;
+        store.expect_counts(&[API_KEYS, &using(key.fingerprint())], Some(org))?;
         let fields = api_fields(&record, meta.as_ref().map(Meta::as_str))?;
 
         store.write_header(call.now_ms, Some(id))?;
