@@ -9,18 +9,18 @@ use crate::ffi::Name;
 /// The arguments after the command's name, read from left to right.
 pub struct Args<'c> {
     rest: std::slice::Iter<'c, Name<'c>>,
-    usage: &'static str,
+    usage: fn() -> &'static str,
 }
 
 impl<'c> Args<'c> {
-    /// A cursor before the first of `arguments`; `usage` is the command's grammar, for errors.
-    pub fn new(arguments: &'c [Name<'c>], usage: &'static str) -> Self {
+    /// A cursor before the first of `arguments`; `usage` gives the command's grammar, for errors.
+    pub fn new(arguments: &'c [Name<'c>], usage: fn() -> &'static str) -> Self {
         Self { rest: arguments.iter(), usage }
     }
 
     /// The next argument, as a name of a key too.
     pub fn name(&mut self) -> Result<Name<'c>> {
-        self.rest.next().copied().ok_or(Error::Arity { usage: self.usage })
+        self.rest.next().copied().ok_or(Error::Arity { usage: (self.usage)() })
     }
 
     /// The next argument.
@@ -68,7 +68,7 @@ impl<'c> Args<'c> {
         let Some(word) = self.rest.next() else { return Ok(None) };
         let word = word.bytes();
         let known = options.iter().find(|option| word.eq_ignore_ascii_case(option.as_bytes()));
-        known.map(|option| Some(*option)).ok_or(Error::Syntax { usage: self.usage })
+        known.map(|option| Some(*option)).ok_or(Error::Syntax { usage: (self.usage)() })
     }
 
     /// Takes the next argument if it is `word`, whatever its case.
@@ -90,7 +90,7 @@ impl<'c> Args<'c> {
     /// # Errors
     /// [`Error::Arity`] if it is not.
     pub fn finish(self) -> Result<()> {
-        if self.rest.len() == 0 { Ok(()) } else { Err(Error::Arity { usage: self.usage }) }
+        if self.rest.len() == 0 { Ok(()) } else { Err(Error::Arity { usage: (self.usage)() }) }
     }
 }
 

@@ -109,6 +109,10 @@ fn push(key: &mut Key<'_>, claimed: Claimed) -> Result<()> {
 fn take_back(key: &mut Key<'_>, units: u64, at_ms: Option<u64>, dead_until_ms: Option<u64>) -> Result<u64> {
     let Some(log) = key.native_mut::<WindowLog>()? else { return Ok(0) };
     let taken = log.refund(units, at_ms, dead_until_ms);
+    if taken == 0 {
+        // Nothing changed, so nothing is replicated: the expiry must stay as it is too.
+        return Ok(0);
+    }
     match log.expires_at_ms() {
         Some(at_ms) => key.expire_at(at_ms),
         None => key.delete(),
@@ -132,10 +136,8 @@ fn charge(ctx: Ctx<'_>, store: StoreName<'_>, charges: &Charges<'_>) -> Result<(
             Some(meters) => meters,
             None => key.put(Meters::default()),
         };
-        for charge in charges.iter().filter(|other| other.owner == charge.owner) {
-            let Claimed { at_ms, units, window_ms } = charge.claimed;
-            meters.charge(charge.unit, at_ms, units, window_ms);
-        }
+        let of_owner = charges.iter().filter(|other| other.owner == charge.owner);
+        meters.charge(&of_owner.map(|charge| (charge.unit, charge.claimed)).collect::<Vec<_>>());
         let expires_at = meters.expires_at_ms();
         if let Some(at_ms) = expires_at {
             key.expire_at(at_ms);

@@ -11,6 +11,7 @@ use keyguard_core::secret::Secret;
 use keyguard_core::{Error, Result};
 use rand::TryRng;
 use rand::rngs::SysRng;
+use zeroize::Zeroizing;
 
 use crate::config::{Settings, settings};
 use crate::ffi::{Ctx, Level, raw};
@@ -69,9 +70,9 @@ pub fn source() -> &'static str {
 ///
 /// # Errors
 /// [`Error::Internal`] if the system has no randomness to give.
-pub fn random<const N: usize>() -> Result<[u8; N]> {
-    let mut bytes = [0; N];
-    SysRng.try_fill_bytes(&mut bytes).map_err(|_| Error::Internal)?;
+pub fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>> {
+    let mut bytes = Zeroizing::new([0; N]);
+    SysRng.try_fill_bytes(&mut *bytes).map_err(|_| Error::Internal)?;
     Ok(bytes)
 }
 
@@ -184,7 +185,7 @@ fn create(ctx: Ctx<'_>) -> Result<Arc<Keyring>> {
 /// Writes a fresh keyring beside its place, then moves it there: a crash leaves no half file.
 fn write_new(path: &Path) -> Result<Keyring, String> {
     let in_words = |error: std::io::Error| error.kind().to_string();
-    let root = RootKey::new(random().map_err(|error| error.to_string())?).ok_or("no randomness")?;
+    let root = RootKey::new(&*random().map_err(|error| error.to_string())?).ok_or("no randomness")?;
     let text = new_file(&root, &made_at());
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");

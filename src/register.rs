@@ -228,7 +228,7 @@ unsafe extern "C" fn run<C: Command>(
             C::SPEC.secrets.iter().for_each(|position| ctx.redact(*position));
             &copied
         };
-        let args = Args::new(names.get(1..).unwrap_or_default(), usage(C::SPEC.name));
+        let args = Args::new(names.get(1..).unwrap_or_default(), usage::<C>);
         C::run(&Call { ctx, now_ms: ctx.milliseconds() }, args)
     })
 }
@@ -236,9 +236,10 @@ unsafe extern "C" fn run<C: Command>(
 /// The grammar of each command, made from its arguments when the module is loaded.
 static USAGES: OnceLock<Vec<(&'static CStr, &'static str)>> = OnceLock::new();
 
-fn usage(name: &CStr) -> &'static str {
+fn usage<C: Command>() -> &'static str {
+    let name = C::SPEC.name;
     let usages = USAGES.get().map_or(&[][..], Vec::as_slice);
-    usages.iter().find(|(of, _)| ptr::eq(of.as_ptr(), name.as_ptr()) || *of == name).map_or("", |(_, usage)| usage)
+    usages.iter().find(|(of, _)| *of == name).map_or("", |(_, usage)| usage)
 }
 
 /// Registers every command.

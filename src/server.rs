@@ -6,6 +6,7 @@ use crate::ffi::{Ctx, optional_api, raw};
 
 static RUN_ID: OnceLock<String> = OnceLock::new();
 static IS_VALKEY: OnceLock<bool> = OnceLock::new();
+static IS_CLUSTER: OnceLock<bool> = OnceLock::new();
 
 /// Looks at the server, once, when the module is loaded.
 ///
@@ -26,12 +27,18 @@ pub fn examine(ctx: Ctx<'_>) -> Result<(), String> {
     }
     let _ = RUN_ID.set(info(c"run_id").unwrap_or_default());
     let _ = IS_VALKEY.set(is_valkey);
+    let _ = IS_CLUSTER.set(ctx.has_flags(raw::REDISMODULE_CTX_FLAGS_CLUSTER));
     Ok(())
 }
 
 /// The id of this run of this server.
 pub fn run_id() -> &'static str {
     RUN_ID.get().map_or("", String::as_str)
+}
+
+/// Whether the server is a node of a cluster; that never changes while it runs.
+pub fn is_cluster() -> bool {
+    IS_CLUSTER.get() == Some(&true)
 }
 
 /// The options that tell the server what our native types can do.

@@ -12,7 +12,7 @@ use keyguard_core::names::StoreName;
 use keyguard_core::record::{ApiRecord, OrgRecord, Record, UnitLimits, VaultRecord};
 use keyguard_core::{Error, Result, parse};
 
-use crate::ffi::{Ctx, Key, Kind, Name, OwnedString, raw, to_c_string};
+use crate::ffi::{Ctx, Key, Kind, Level, Name, OwnedString, to_c_string};
 use crate::server;
 
 /// The packed field of a record.
@@ -113,6 +113,12 @@ impl<'c> Store<'c> {
         if lacking { Err(Error::NoKeyring { why }) } else { Ok(()) }
     }
 
+    /// Whether a record of the store may use this key of the keyring: what none uses need not be looked up.
+    pub fn uses(&self, fingerprint: Fingerprint) -> bool {
+        let count = self.ctx.read(self.header).hash_field(&to_c_string(&using(fingerprint)));
+        !matches!(count, Ok(None)) && !matches!(count, Ok(Some(count)) if count.name().bytes() == b"0")
+    }
+
     /// Whether the header exists.
     pub fn exists(&self) -> bool {
         self.ctx.read(self.header).kind() != Kind::Empty
@@ -123,7 +129,7 @@ impl<'c> Store<'c> {
     /// # Errors
     /// [`Error::TryAgain`].
     pub fn confirm_absent(&self, derived: &[u8]) -> Result<()> {
-        if !self.ctx.has_flags(raw::REDISMODULE_CTX_FLAGS_CLUSTER) {
+        if !server::is_cluster() {
             return Ok(());
         }
         // The server refuses a call on a key that it does not serve. Naming the header too makes it a call on several keys,
@@ -180,6 +186,8 @@ impl<'c> Store<'c> {
     pub fn ids_of(&self, digest: &Digest) -> Result<Vec<u64>> {
         match self.read(&self.name.digest(digest))?.text()? {
             None => Ok(Vec::new()),
+            // An id has at most 20 digits, and a comma.
+            Some(ids) if ids.len() > MAX_SHARED * 21 => Err(Error::Damaged { what: "digest index" }),
             Some(ids) => ids
                 .split(|byte| *byte == b',')
                 .map(|id| parse::unsigned(id).ok_or(Error::Damaged { what: "digest index" }))
@@ -187,22 +195,22 @@ impl<'c> Store<'c> {
         }
     }
 
-    /// The ids of the vault keys of this name.
-    pub fn ids_named(&self, name: &str) -> Result<Vec<u64>> {
+    /// The id of the only vault key of this name.
+    ///
+    /// # Errors
+    /// [`Error::NoSuch`], or [`Error::NotUnique`] if there are several.
+    pub fn id_named(&self, name: &str) -> Result<u64> {
         let pool = self.name.pool(name);
-        match self.read(&pool)?.kind() {
-            Kind::Empty => return Ok(Vec::new()),
-            Kind::Hash => {}
-            _ => return Err(Error::WrongType),
+        let key = self.read(&pool)?;
+        match (key.kind(), key.len()) {
+            (Kind::Empty, _) => Err(Error::NoSuch { what: "name" }),
+            (Kind::Hash, 1) => {
+                let id = self.ctx.call(c"HKEYS", c"Ev", &[&pool]).element(0);
+                id.and_then(|id| parse::unsigned(id.as_bytes())).ok_or(Error::Damaged { what: "index of names" })
+            }
+            (Kind::Hash, _) => Err(Error::NotUnique),
+            _ => Err(Error::WrongType),
         }
-        let reply = self.ctx.call(c"HKEYS", c"Ev", &[&pool]);
-        if !reply.succeeded() {
-            return Err(Error::TryAgain);
-        }
-        (0..)
-            .map_while(|index| reply.element(index))
-            .map(|id| parse::unsigned(id.as_bytes()).ok_or(Error::Damaged { what: "index of names" }))
-            .collect()
     }
 
     /// The id that the next new record gets. It is taken by [`write_header`](Self::write_header).
@@ -243,9 +251,12 @@ impl<'c> Store<'c> {
     pub fn expect_counts(&self, header: &[&str], org: Option<&str>) -> Result<()> {
         let sound = |key: &Key<'_>, field: &str| -> Result<bool> {
             let count = key.hash_field(&to_c_string(field))?;
-            let number = |count: &OwnedString| str::from_utf8(count.name().bytes()).ok()?.parse::<i64>().ok();
-            // A count is never near the ends of its range: it neither overflows nor does a sum with it.
-            Ok(count.is_none_or(|count| number(&count).is_some_and(|count| count.abs() < i64::MAX / 2)))
+            Ok(count.is_none_or(|count| {
+                // As HINCRBY takes it: `+5`, `05` and `-0` are no numbers. None comes near the ends of the range.
+                let bytes = count.name().bytes();
+                let number = str::from_utf8(bytes).ok().and_then(|text| text.parse::<i64>().ok());
+                number.is_some_and(|number| number.abs() < i64::MAX / 2 && number.to_string().as_bytes() == bytes)
+            }))
         };
         let key = self.ctx.read(self.header);
         for field in header {
@@ -289,9 +300,15 @@ impl<'c> Store<'c> {
     /// Runs one of the server's writing commands, here and wherever our writes go.
     ///
     /// # Errors
-    /// [`Error::TryAgain`] when the server would not: every type was checked before, so its slot is moving.
+    /// When the server would not, although every type was checked before: [`Error::TryAgain`] in a cluster, where the slot is
+    /// moving, else [`Error::Internal`], and a line in the log.
     pub fn write(&self, command: &CStr, args: &[&[u8]]) -> Result<()> {
-        if self.ctx.call(command, c"!Ev", args).succeeded() { Ok(()) } else { Err(Error::TryAgain) }
+        if self.ctx.call(command, c"!Ev", args).succeeded() {
+            return Ok(());
+        }
+        let message = format!("keyguard: the server refused its own command {}", command.to_string_lossy());
+        self.ctx.log(Level::Warning, &message);
+        Err(if server::is_cluster() { Error::TryAgain } else { Error::Internal })
     }
 
     /// Notes that record `id` has a secret of this digest.

@@ -6,14 +6,13 @@ use redis::Value;
 
 use crate::harness::{Client, Reply, Sut, args, server_tests};
 
-server_tests![the_reference_is_what_the_server_knows];
+server_tests![the_reference_is_what_the_server_knows, the_examples_run_as_printed, the_recipes_for_users_are_accepted,];
 
 fn the_reference_is_what_the_server_knows(sut: &Sut) {
     let server = sut.server();
     let mut c = server.client();
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md");
     // Within a table, a bar is escaped.
-    let readme = readme.replace("\\|", "|");
+    let readme = readme().replace("\\|", "|");
     let names: Vec<String> =
         c.ok("COMMAND LIST FILTERBY MODULE keyguard").list().iter().map(|name| name.text().to_uppercase()).collect();
     let missing: Vec<String> = names
@@ -27,6 +26,40 @@ fn the_reference_is_what_the_server_knows(sut: &Sut) {
         let name: String = mention.chars().take_while(char::is_ascii_uppercase).collect();
         let name = format!("KG.{name}");
         assert!(name == "KG." || names.contains(&name), "README.md names {name}, which the module does not have");
+    }
+}
+
+fn readme() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md")
+}
+
+fn the_examples_run_as_printed(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    let mut raw = String::new();
+    let mut codes = Vec::new();
+    for line in readme().lines() {
+        let Some(command) = line.trim_start().strip_prefix("> KG.") else { continue };
+        let reply = c.ok(format!("KG.{}", command.replace("kg_live_...", &raw)));
+        if let [id, key] = reply.as_sequence().unwrap_or_default() {
+            assert!(id.int() > 0);
+            raw = key.text();
+        }
+        if command.starts_with("AUTH ") {
+            codes.push(reply.field("code").text());
+        }
+    }
+    assert!(!codes.is_empty() && codes.iter().all(|code| code == "VALID"), "{codes:?}");
+}
+
+fn the_recipes_for_users_are_accepted(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    let readme = readme();
+    let recipes: Vec<&str> = readme.lines().map(str::trim).filter(|line| line.starts_with("ACL SETUSER ")).collect();
+    assert!(!recipes.is_empty());
+    for recipe in recipes {
+        c.ok(recipe);
     }
 }
 

@@ -256,9 +256,9 @@ fn counts_each_unit_by_itself(sut: &Sut) {
     assert_eq!(auth(&mut c, &raw, "COST 0 COST 200 UNIT tokens"), "RATE_LIMITED");
     assert_eq!(auth(&mut c, &raw, "COST 0 COST 100 UNIT tokens COST 50 UNIT bytes"), "VALID");
     assert_eq!(auth(&mut c, &raw, "COST 0 COST 1 UNIT bytes"), "RATE_LIMITED");
-    // Units that nobody names are free, and so are those that nothing limits.
+    // Who names other units only still makes one request; units that nothing limits are free.
     assert_eq!(auth(&mut c, &raw, ""), "VALID");
-    assert_eq!(auth(&mut c, &raw, "COST 1 COST 5 UNIT pages"), "VALID");
+    assert_eq!(auth(&mut c, &raw, "COST 5 UNIT pages"), "VALID");
     assert_eq!(c.code(format!("KG.CHECK acme {raw} COST 2 UNIT requests")), "RATE_LIMITED");
     assert_eq!(auth(&mut c, &raw, "cost 1 unit requests"), "VALID");
     assert_eq!(auth(&mut c, &raw, ""), "RATE_LIMITED", "one request is the default");
@@ -389,12 +389,19 @@ fn blocks_addresses(sut: &Sut) {
     assert_eq!(auth(&mut c, &raw, ""), "VALID", "without an address there is none to block");
     let map = c.ok("KG.CHECKIP acme 192.0.2.1");
     assert_eq!(map.field("reason").text(), "scan");
+    assert_eq!(map.field("rule").text(), "192.0.2.1");
+    assert!((HOUR - 60_000..=HOUR).contains(&map.field("retry_after_ms").int()), "{map:?}");
     // A mapped address names the same rule.
-    c.ok("KG.UNBLOCKIP acme ::ffff:192.0.2.1");
+    assert_eq!(c.ok("KG.UNBLOCKIP acme ::ffff:192.0.2.1").int(), 1);
+    assert_eq!(c.ok("KG.UNBLOCKIP acme 192.0.2.1").int(), 0, "no longer blocked");
     assert_eq!(auth(&mut c, &raw, "IP 192.0.2.1"), "VALID");
     assert_eq!(auth(&mut c, &raw, "IP 192.0.2.3"), "IP_BLOCKED");
     c.ok("KG.BLOCKIP acme ::ffff:192.0.2.9 1h");
     assert_eq!(auth(&mut c, &raw, "IP 192.0.2.9"), "IP_BLOCKED");
+    // Without a duration, for good.
+    assert_eq!(c.ok("KG.BLOCKIP acme 192.0.2.44 REASON forever"), Value::Okay);
+    assert_eq!(c.ok("KG.CHECKIP acme 192.0.2.44").get("retry_after_ms"), None);
+    assert_eq!(auth(&mut c, &raw, "IP 192.0.2.44"), "IP_BLOCKED");
     c.ok("KG.ADDORG zeta shop");
     let other = c.ok("KG.NEWKEY zeta shop web").list()[1].text();
     assert_eq!(c.code(format!("KG.AUTH zeta {other} IP 192.0.2.3")), "VALID", "each store has its own rules");

@@ -1,6 +1,6 @@
 //! Loading: the keyring that the module starts with, and what it says where there is none.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use crate::harness::{
     Client, KEYRING, OTHER_KEYRING, Reply, Server, Sut, args, eventually, expect, populate, server_tests,
@@ -17,6 +17,9 @@ server_tests![
     refuses_a_damaged_keyring,
     refuses_unknown_arguments,
     reads_the_keyring_from_the_environment,
+    reads_a_keyring_of_bare_base64,
+    lines_of_the_configuration_win_over_arguments,
+    the_example_configuration_starts_a_server,
     works_without_a_keyring,
     an_older_key_still_opens,
     a_replaced_keyring_opens_nothing,
@@ -196,6 +199,55 @@ fn reads_the_keyring_from_the_environment(sut: &Sut) {
     }
 }
 
+fn reads_a_keyring_of_bare_base64(sut: &Sut) {
+    let [old, new] = [KEYRING, OTHER_KEYRING].map(|text| {
+        let file: serde_json::Value = serde_json::from_str(text).unwrap();
+        file["keys"][0]["key"].as_str().unwrap().to_owned()
+    });
+    for (content, keys) in [(format!("{old}\n"), "1"), (format!("{old}\n{new}\n"), "2"), (format!("{old},{new}"), "2")]
+    {
+        let server = sut.setup().keyring(&content).start();
+        let mut c = server.client();
+        c.ok("KG.ADDKEY acme vendor some-secret");
+        assert_eq!(c.ok("KG.REVEAL acme 1").text(), "some-secret");
+        assert_eq!(c.info("keyguard", "keyguard_keyring_keys").as_deref(), Some(keys));
+    }
+}
+
+fn lines_of_the_configuration_win_over_arguments(sut: &Sut) {
+    let setup = sut.setup();
+    let file = setup.directory().join("server.conf");
+    let lines = [
+        &*format!("loadmodule {} keyring-file nowhere keyring-auto-create no", sut.module().display()),
+        "keyguard.keyring-file keyring",
+        "keyguard.keyring-auto-create yes",
+        "save \"\"",
+    ];
+    fs::write(&file, lines.join("\n")).unwrap();
+    let server = setup.configuration(&file).start();
+    let mut c = server.client();
+    add_first_key(&mut c);
+    assert_eq!(c.ok("CONFIG GET keyguard.keyring-file").field("keyguard.keyring-file").text(), "keyring");
+    assert_eq!(c.ok("CONFIG GET keyguard.*").field("keyguard.keyring-auto-create").text(), "yes");
+    for name in ["keyguard.keyring-file", "keyguard.keyring-auto-create"] {
+        assert!(c.err(format!("CONFIG SET {name} no")).contains("immutable"), "{name} is fixed at start");
+    }
+}
+
+fn the_example_configuration_starts_a_server(sut: &Sut) {
+    // The folders as they are below the project's root, after a build.
+    let setup = sut.setup();
+    let release = setup.directory().join("target/release");
+    fs::create_dir_all(&release).unwrap();
+    std::os::unix::fs::symlink(sut.module(), release.join("libkeyguard.so")).unwrap();
+    let server = setup.configuration(&Path::new(env!("CARGO_MANIFEST_DIR")).join("redis.conf.example")).start();
+    let mut c = server.client();
+    add_first_key(&mut c);
+    assert_eq!(c.ok("KG.REVEAL acme 1").text(), "some-secret");
+    assert!(c.claim("limit:ada 3 10s").claimed);
+    assert!(server.directory().join("target/keyguard.keyring").exists());
+}
+
 fn works_without_a_keyring(sut: &Sut) {
     let server = sut.setup().module_arguments(&[]).start();
     let mut c = server.client();
@@ -260,8 +312,10 @@ fn a_replaced_keyring_opens_nothing(sut: &Sut) {
     assert!(!c.claim("rl:full 3 1h").claimed);
     eventually("the log naming the missing key", || {
         let log = server.log();
-        expect(log.contains("keyring") && log.contains("fingerprint"), || log)
+        expect(log.contains("which the keyring lacks"), || log)
     });
+    let lacking = c.info("keyguard", "keyguard_keyring_lacking").expect("INFO names the missing key");
+    assert!(server.log().contains(&format!("key {lacking}")), "{lacking}");
 }
 
 fn describes_itself(sut: &Sut) {

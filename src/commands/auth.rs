@@ -166,7 +166,7 @@ fn authenticate(call: &Call<'_>, mut args: Args<'_>, charging: bool) -> Result<(
     };
     let key_meters = meters(store.name.win(id), &key.limits)?;
     let org_meters = meters(store.name.orgwin(key.org), &org.limits)?;
-    let mut claims: ArrayVec<Claim<'_, '_>, { 2 * MAX_LIMITS }> = ArrayVec::new();
+    let mut claims: Vec<Claim<'_, '_>> = Vec::new();
     for (owner, limits, meters) in
         [(Owner::Key(id), &key.limits, &key_meters), (Owner::Org(key.org), &org.limits, &org_meters)]
     {
@@ -179,7 +179,10 @@ fn authenticate(call: &Call<'_>, mut args: Args<'_>, charging: bool) -> Result<(
     });
     let mut told: Option<(Verdict, Owner<'_>)> = None;
     for claim in &claims {
-        let verdict = decide(claim.log, &claim.limits, claim.cost, moment)?.ok_or(Error::Internal)?;
+        let mut verdict = decide(claim.log, &claim.limits, claim.cost, moment)?.ok_or(Error::Internal)?;
+        if !charging {
+            verdict.reset_after_ms = verdict.reset_before_ms(claim.log, moment);
+        }
         if told.as_ref().is_none_or(|(told, _)| !told.matters_more_than(&verdict)) {
             told = Some((verdict, claim.owner));
         }
@@ -263,7 +266,7 @@ impl<'a> Claim<'a, '_> {
 
 /// Adds the claims on an owner's limits, those of one unit together.
 fn collect<'a, 'm>(
-    claims: &mut ArrayVec<Claim<'a, 'm>, { 2 * MAX_LIMITS }>,
+    claims: &mut Vec<Claim<'a, 'm>>,
     owner: Owner<'a>,
     limits: &UnitLimits<'a>,
     meters: Option<&'m Meters>,

@@ -42,7 +42,7 @@ impl Command for BlockIp {
 
     fn run(call: &Call<'_>, mut args: Args<'_>) -> Result<()> {
         let at = args.store()?;
-        let net = address(&mut args)?.to_string();
+        let net = address(&mut args)?;
         let mut duration_ms = None;
         if args.peek().is_some_and(|next| next.first().is_some_and(|first| !first.is_ascii_alphabetic())) {
             duration_ms = Some(parse::duration_ms(args.bytes()?, "duration")?);
@@ -57,16 +57,18 @@ impl Command for BlockIp {
         args.finish()?;
         let store = Store::open(call.ctx, at, Missing::Create)?;
         let key = store.read(&store.name.ips())?;
-        let held =
-            key.native::<Rules>()?.map_or(0, |rules| rules.iter().filter(|(_, rule)| rule.holds(call.now_ms)).count());
-        if held >= MAX_RULES {
+        let full = |rules: &Rules| {
+            let held = rules.iter().filter(|(_, rule)| rule.holds(call.now_ms)).count();
+            held >= MAX_RULES && rules.rule(net).is_none()
+        };
+        if key.native::<Rules>()?.is_some_and(full) {
             return Err(Error::TooMany { what: "address rules", max: MAX_RULES });
         }
         drop(key);
 
         let until_ms = duration_ms.map(|duration_ms| call.now_ms + duration_ms);
         store.write_header(call.now_ms, None)?;
-        let block = Effect::Block { at_ms: call.now_ms, net: &net, until_ms, reason: reason.unwrap_or("") };
+        let block = Effect::Block { at_ms: call.now_ms, net: &net.to_string(), until_ms, reason: reason.unwrap_or("") };
         effects::commit(call.ctx, store.header, &block)?;
         call.ctx.notify(c"kg.block", OwnedString::new(&store.name.ips()).name());
 

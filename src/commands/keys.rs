@@ -96,7 +96,8 @@ impl Command for AddKey {
         let key = keyring.newest();
         let digested = digest(key, Domain::Vault, secret.expose());
         if unique.is_some() {
-            for key in keyring.newest_first() {
+            store.confirm_keyring(&keyring)?;
+            for key in keyring.newest_first().filter(|key| store.uses(key.fingerprint())) {
                 if !store.ids_of(&digest(key, Domain::Vault, secret.expose()))?.is_empty() {
                     return Err(Error::Duplicate { what: "this secret" });
                 }
@@ -109,7 +110,7 @@ impl Command for AddKey {
         store.expect_free(&store.name.key(id))?;
         store.expect(&store.name.pool(of), Kind::Hash)?;
         store.expect_counts(&[VAULT_KEYS, &using(key.fingerprint())], None)?;
-        let sealed = vault::seal(key, keyring::random()?, &place(&store, id), &secret)?;
+        let sealed = vault::seal(key, *keyring::random()?, &place(&store, id), &secret)?;
         let record = VaultRecord {
             name: of,
             status: if inactive.is_some() { Status::Inactive } else { Status::Active },
@@ -150,7 +151,7 @@ impl Command for GetKey {
     const SPEC: Spec = Spec {
         name: c"KG.GETKEY",
         summary: c"Describes a key record; never shows its secret",
-        complexity: c"O(1) by id, O(N) by name, N being the keys of that name",
+        complexity: c"O(1)",
         flags: "",
         access: Access::Read,
         category: Category::Read,
@@ -177,11 +178,8 @@ fn which<'c>(ctx: Ctx<'c>, mut args: Args<'c>) -> Result<(Store<'c>, u64)> {
         let of = name(args.value("NAME")?, "name")?;
         args.finish()?;
         let store = Store::open(ctx, at, Missing::Refuse)?;
-        return match store.ids_named(of)?.as_slice() {
-            [] => Err(Error::NoSuch { what: "name" }),
-            [id] => Ok((store, *id)),
-            _ => Err(Error::NotUnique),
-        };
+        let id = store.id_named(of)?;
+        return Ok((store, id));
     }
     let id = args.id()?;
     args.finish()?;
@@ -233,7 +231,7 @@ impl Command for Reveal {
     const SPEC: Spec = Spec {
         name: c"KG.REVEAL",
         summary: c"Decrypts a secret",
-        complexity: c"O(1) by id, O(N) by name, N being the keys of that name",
+        complexity: c"O(1)",
         flags: "deny-script",
         access: Access::Read,
         category: Category::Secrets,
@@ -279,14 +277,12 @@ impl Command for FindKey {
         let store = Store::open(call.ctx, at, Missing::Refuse)?;
         let keyring = keyring::current(call.ctx)?;
 
+        store.confirm_keyring(&keyring)?;
         let mut ids = Vec::new();
-        for key in keyring.newest_first() {
+        for key in keyring.newest_first().filter(|key| store.uses(key.fingerprint())) {
             ids.extend(store.ids_of(&digest(key, Domain::Vault, secret.expose()))?);
         }
         ids.sort_unstable();
-        if ids.is_empty() {
-            store.confirm_keyring(&keyring)?;
-        }
 
         call.ctx.reply_array(ids.len());
         ids.into_iter().for_each(|id| call.ctx.reply_integer(integer(id)));
@@ -324,95 +320,98 @@ impl Command for DelKey {
         ids.dedup();
         let store = Store::open(call.ctx, at, Missing::Refuse)?;
 
-        // Every record is read, and every index looked at, before the first is deleted.
-        let mut found: Vec<(u64, OwnedString)> = Vec::new();
+        let mut packed = Vec::new();
         for id in ids {
             match store.packed_record(id) {
                 Err(Error::NoSuch { .. }) => {}
-                Err(error) => return Err(error),
-                Ok(packed) => {
-                    check_indexes(&store, id, &Record::decode(packed.name().bytes())?)?;
-                    found.push((id, packed));
-                }
+                found => packed.push((id, found?)),
             }
         }
+        let mut records = Vec::with_capacity(packed.len());
+        for (id, packed) in &packed {
+            records.push((*id, Record::decode(packed.name().bytes())?));
+        }
+        let doomed = Doomed::gather(&store, &records)?;
 
-        delete(&store, &found)?;
+        doomed.delete(&store)?;
 
-        call.ctx.reply_integer(integer(found.len() as u64));
+        call.ctx.reply_integer(integer(records.len() as u64));
         Ok(())
     }
 }
 
-/// Makes sure that everything that [`delete`] will touch is what it should be.
-fn check_indexes(store: &Store<'_>, id: u64, record: &Record<'_>) -> Result<()> {
-    store.read(&store.name.win(id))?;
-    store.ids_of(digest_of(record))?;
-    match record {
-        Record::Vault(vault) => {
-            store.expect(&store.name.pool(vault.name), Kind::Hash)?;
-            store.expect_counts(&[VAULT_KEYS, &using(vault.digest_key)], None)
-        }
-        Record::Api(api) => {
-            store.expect(&store.name.org(api.org), Kind::Hash)?;
-            store.expect_counts(&[API_KEYS, &using(api.digest_key)], Some(api.org))
-        }
-    }
+/// Records that are to go, and what is to change with them: every index is looked at once, before the first change.
+#[derive(Default)]
+struct Doomed<'a> {
+    /// Keys that go as a whole.
+    keys: Vec<Vec<u8>>,
+    /// Digests that other records have too, and those records.
+    shared: Vec<(Digest, Vec<u64>)>,
+    pools: BTreeMap<&'a str, Vec<u64>>,
+    counts: BTreeMap<String, i64>,
+    orgs: BTreeMap<&'a str, i64>,
 }
 
-fn digest_of<'a>(record: &'a Record<'_>) -> &'a Digest {
-    match record {
-        Record::Vault(vault) => &vault.digest,
-        Record::Api(api) => &api.digest,
-    }
-}
-
-/// Deletes records and all that belongs to them, in as few commands as that takes.
-fn delete(store: &Store<'_>, found: &[(u64, OwnedString)]) -> Result<()> {
-    let mut keys: Vec<Vec<u8>> = Vec::new();
-    let mut counts: BTreeMap<String, i64> = BTreeMap::new();
-    let mut orgs: BTreeMap<&str, i64> = BTreeMap::new();
-    let mut pools: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
-    let mut digests: BTreeMap<[u8; 32], Vec<u64>> = BTreeMap::new();
-    for (id, packed) in found {
-        let record = Record::decode(packed.name().bytes())?;
-        keys.extend([store.name.key(*id), store.name.win(*id)]);
-        let digest_key = match record {
-            Record::Vault(vault) => {
-                pools.entry(vault.name).or_default().push(*id);
-                digests.entry(*vault.digest.as_bytes()).or_default().push(*id);
-                *counts.entry(VAULT_KEYS.to_owned()).or_default() -= 1;
-                vault.digest_key
-            }
-            Record::Api(api) => {
-                *orgs.entry(api.org).or_default() -= 1;
-                digests.entry(*api.digest.as_bytes()).or_default().push(*id);
-                *counts.entry(API_KEYS.to_owned()).or_default() -= 1;
-                api.digest_key
-            }
-        };
-        *counts.entry(using(digest_key)).or_default() -= 1;
-    }
-    for (digest, ids) in digests {
-        let digest = Digest::from_bytes(digest);
-        let left = store.ids_of(&digest)?.into_iter().filter(|id| !ids.contains(id)).collect::<Vec<_>>();
-        if left.is_empty() {
-            keys.push(store.name.digest(&digest));
-        } else {
-            store.set_ids(&digest, &left)?;
+impl<'a> Doomed<'a> {
+    /// `records` are in order of their ids.
+    fn gather(store: &Store<'_>, records: &'a [(u64, Record<'a>)]) -> Result<Self> {
+        let mut doomed = Self::default();
+        let mut digests: BTreeMap<[u8; 32], Vec<u64>> = BTreeMap::new();
+        for (id, record) in records {
+            let win = store.name.win(*id);
+            store.read(&win)?;
+            doomed.keys.extend([store.name.key(*id), win]);
+            let (digest, digest_key, count) = match record {
+                Record::Vault(vault) => {
+                    doomed.pools.entry(vault.name).or_default().push(*id);
+                    (&vault.digest, vault.digest_key, VAULT_KEYS)
+                }
+                Record::Api(api) => {
+                    *doomed.orgs.entry(api.org).or_default() -= 1;
+                    (&api.digest, api.digest_key, API_KEYS)
+                }
+            };
+            digests.entry(*digest.as_bytes()).or_default().push(*id);
+            *doomed.counts.entry(count.to_owned()).or_default() -= 1;
+            *doomed.counts.entry(using(digest_key)).or_default() -= 1;
         }
+        for (digest, ids) in digests {
+            let digest = Digest::from_bytes(digest);
+            let mut left = store.ids_of(&digest)?;
+            left.retain(|id| ids.binary_search(id).is_err());
+            if left.is_empty() {
+                doomed.keys.push(store.name.digest(&digest));
+            } else {
+                doomed.shared.push((digest, left));
+            }
+        }
+        for name in doomed.pools.keys() {
+            store.expect(&store.name.pool(name), Kind::Hash)?;
+        }
+        store.expect_counts(&doomed.counts.keys().map(String::as_str).collect::<Vec<_>>(), None)?;
+        for org in doomed.orgs.keys() {
+            store.expect(&store.name.org(org), Kind::Hash)?;
+            store.expect_counts(&[], Some(org))?;
+        }
+        Ok(doomed)
     }
-    for (name, ids) in pools {
-        let ids: Vec<String> = ids.iter().map(u64::to_string).collect();
-        let pool = store.name.pool(name);
-        let args: Vec<&[u8]> = std::iter::once(&*pool).chain(ids.iter().map(String::as_bytes)).collect();
-        store.write(c"HDEL", &args)?;
+
+    fn delete(&self, store: &Store<'_>) -> Result<()> {
+        for (digest, left) in &self.shared {
+            store.set_ids(digest, left)?;
+        }
+        for (name, ids) in &self.pools {
+            let ids: Vec<String> = ids.iter().map(u64::to_string).collect();
+            let pool = store.name.pool(name);
+            let args: Vec<&[u8]> = std::iter::once(&*pool).chain(ids.iter().map(String::as_bytes)).collect();
+            store.write(c"HDEL", &args)?;
+        }
+        if !self.keys.is_empty() {
+            store.write(c"DEL", &self.keys.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+        }
+        self.counts.iter().try_for_each(|(what, by)| store.count(what, *by))?;
+        self.orgs.iter().try_for_each(|(org, by)| store.count_in_org(org, *by))
     }
-    if !keys.is_empty() {
-        store.write(c"DEL", &keys.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
-    }
-    counts.iter().try_for_each(|(what, by)| store.count(what, *by))?;
-    orgs.iter().try_for_each(|(org, by)| store.count_in_org(org, *by))
 }
 
 /// `KG.NEWKEY store org label [options]`
@@ -464,7 +463,7 @@ impl Command for NewKey {
 
         let id = store.next_id()?;
         store.expect_free(&store.name.key(id))?;
-        let raw = RawKey::new(&prefix.unwrap_or_default(), keyring::random()?);
+        let raw = RawKey::new(&prefix.unwrap_or_default(), &*keyring::random()?);
         let key = keyring.newest();
         let record = ApiRecord {
             org,

@@ -34,6 +34,7 @@ pub struct Setup {
     arguments: Vec<String>,
     module: Option<Vec<String>>,
     environment: Vec<(String, String)>,
+    configuration: Option<PathBuf>,
     cluster: bool,
 }
 
@@ -46,6 +47,7 @@ impl Setup {
             arguments: Vec::new(),
             module: None,
             environment: Vec::new(),
+            configuration: None,
             cluster: false,
         };
         setup.keyring(KEYRING)
@@ -81,6 +83,12 @@ impl Setup {
     /// A variable of its environment.
     pub fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Nothing but this configuration file, read from the server's directory, and a free port.
+    pub fn configuration(mut self, file: &Path) -> Self {
+        self.configuration = Some(file.to_owned());
         self
     }
 
@@ -242,19 +250,24 @@ impl Server {
     }
 
     fn spawn(&mut self) {
-        self.port = free_port();
-        let directory = self.directory().display().to_string();
+        let [port, bus_port] = free_ports();
+        self.port = port;
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file()).unwrap();
         let mut command = Command::new(&self.setup.sut.program);
-        command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--dir", &directory]);
-        command.args(["--save", "", "--protected-mode", "no", "--repl-diskless-sync-delay", "0"]);
-        command.args(["--enable-debug-command", "yes", "--enable-module-command", "yes"]);
-        if self.setup.cluster {
-            command.args(["--cluster-enabled", "yes", "--cluster-port", &free_port().to_string()]);
-        }
-        command.args(&self.setup.arguments);
-        if let Some(arguments) = &self.setup.module {
-            command.arg("--loadmodule").arg(self.setup.sut.module()).args(arguments);
+        if let Some(file) = &self.setup.configuration {
+            command.arg(file).args(["--port", &port.to_string()]);
+        } else {
+            let directory = self.directory().display().to_string();
+            command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir", &directory]);
+            command.args(["--save", "", "--protected-mode", "no", "--repl-diskless-sync-delay", "0"]);
+            command.args(["--enable-debug-command", "yes", "--enable-module-command", "yes"]);
+            if self.setup.cluster {
+                command.args(["--cluster-enabled", "yes", "--cluster-port", &bus_port.to_string()]);
+            }
+            command.args(&self.setup.arguments);
+            if let Some(arguments) = &self.setup.module {
+                command.arg("--loadmodule").arg(self.setup.sut.module()).args(arguments);
+            }
         }
         command.current_dir(self.directory()).env_remove("KEYGUARD_KEYRING").env("HOME", self.directory());
         command.envs(self.setup.environment.iter().map(|(name, value)| (name, value)));
@@ -289,7 +302,8 @@ fn telling_part(log: &str) -> String {
     lines[begin..].iter().take(60).copied().collect::<Vec<_>>().join("\n")
 }
 
-/// A port that nobody listened on a moment ago.
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()
+/// Two ports that nobody listened on a moment ago.
+fn free_ports() -> [u16; 2] {
+    let listeners = [(); 2].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"));
+    listeners.map(|listener| listener.local_addr().expect("the port of a listener").port())
 }

@@ -5,11 +5,9 @@
 //!
 //! The packed form is a version byte, then postcard. A release reads a new version before any release writes it.
 
-use arrayvec::ArrayVec;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::limit::MAX_LIMITS;
 
 const VERSION: u8 = 1;
 
@@ -18,10 +16,6 @@ pub const CLAIM_BYTES: usize = 32;
 
 /// A change of one or more native values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "it lives on the stack of one command; a box would be an allocation for each"
-)]
 pub enum Effect<'a> {
     /// A claim on the bucket that is the declared key.
     Claim(Claimed),
@@ -90,7 +84,7 @@ pub struct Charge<'a> {
 }
 
 /// The charges of one call: the limits of a key and those of its organization.
-pub type Charges<'a> = ArrayVec<Charge<'a>, { 2 * MAX_LIMITS }>;
+pub type Charges<'a> = Vec<Charge<'a>>;
 
 /// A native value as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

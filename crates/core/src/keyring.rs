@@ -132,9 +132,8 @@ pub struct RootKey(Zeroizing<[u8; 32]>);
 impl RootKey {
     /// A root key of fresh random bytes, or of a keyring's. None for all zeros, which no randomness gives.
     #[must_use]
-    pub fn new(bytes: [u8; 32]) -> Option<Self> {
-        let bytes = Zeroizing::new(bytes);
-        (*bytes != [0; 32]).then_some(Self(bytes))
+    pub fn new(bytes: &[u8; 32]) -> Option<Self> {
+        (*bytes != [0; 32]).then(|| Self(Zeroizing::new(*bytes)))
     }
 }
 
@@ -329,7 +328,7 @@ fn root_of_base64(text: &str, position: usize) -> Result<RootKey, KeyringError> 
     for (to, from) in root.iter_mut().zip(decoded.iter()) {
         *to = *from;
     }
-    RootKey::new(*root).ok_or(KeyringError::ZeroKey { position })
+    RootKey::new(&root).ok_or(KeyringError::ZeroKey { position })
 }
 
 fn roots_of_list(text: &str) -> Result<Vec<RootKey>, KeyringError> {
@@ -616,16 +615,16 @@ pub(crate) mod tests {
 
     #[test]
     fn a_new_file_reads_back() {
-        let root = RootKey::new(std::array::from_fn(|index| index as u8)).unwrap();
+        let root = RootKey::new(&std::array::from_fn(|index| index as u8)).unwrap();
         let text = new_file(&root, "2026-01-01T00:00:00Z");
         assert!(text.contains(A) && text.contains("2026-01-01T00:00:00Z"));
         assert_eq!(fingerprints(&Keyring::parse(text.as_bytes()).unwrap()), [FINGERPRINT_A]);
-        assert!(RootKey::new([0; 32]).is_none());
+        assert!(RootKey::new(&[0; 32]).is_none());
     }
 
     #[test]
     fn nothing_prints_a_key() {
-        let root = RootKey::new([7; 32]).unwrap();
+        let root = RootKey::new(&[7; 32]).unwrap();
         let key = KeyringKey::derive(&root);
         assert_eq!(format!("{root:?}"), "RootKey(..)");
         assert_eq!(format!("{key:?}"), format!("KeyringKey({}, ..)", key.fingerprint()));

@@ -2,9 +2,13 @@
 
 use arrayvec::ArrayString;
 
+use crate::effect::Claimed;
 use crate::limit::MAX_LIMITS;
 use crate::record::{MAX_UNIT_BYTES, parse_unit};
 use crate::window::WindowLog;
+
+/// The most units with a log: those of the limits now, and of limits that the record had before.
+const MAX_LOGS: usize = 4 * MAX_LIMITS;
 
 /// The first byte of [`Meters::encode`].
 const FORMAT: u8 = 1;
@@ -23,27 +27,31 @@ impl Meters {
         self.logs.iter().find(|(name, _)| name.as_str() == unit).map(|(_, log)| log)
     }
 
-    /// Adds a claim: see [`WindowLog::push`]. A unit that cannot be one, or that is one too many, is ignored: replaying must
-    /// not fail, and no command of ours charges it.
-    pub fn charge(&mut self, unit: &str, at_ms: u64, units: u64, window_ms: u64) {
-        let place = |logs: &[(ArrayString<MAX_UNIT_BYTES>, WindowLog)]| {
-            logs.binary_search_by(|(name, _)| name.as_str().cmp(unit))
-        };
-        let index = match place(&self.logs) {
-            Ok(index) => index,
-            Err(_) => {
-                self.make_room(at_ms);
-                let name = ArrayString::from(unit).ok().filter(|name| parse_unit(name.as_bytes()).is_ok());
-                let (Some(name), Err(index)) = (name, place(&self.logs)) else { return };
-                if self.logs.len() >= MAX_LIMITS {
-                    return;
-                }
-                self.logs.insert(index, (name, WindowLog::default()));
-                index
+    /// Adds the claims of one call, each with its unit: see [`WindowLog::push`].
+    ///
+    /// A unit that cannot be one is ignored: replaying must not fail, and no command of ours charges it. Where a unit finds no
+    /// room, because the limits of the record were changed again and again, the log that would run out first makes it.
+    pub fn charge(&mut self, claims: &[(&str, Claimed)]) {
+        let charged = |unit: &str| claims.iter().any(|(other, _)| *other == unit);
+        for (unit, claimed) in claims {
+            let Some(name) = ArrayString::from(unit).ok().filter(|name| parse_unit(name.as_bytes()).is_ok()) else {
+                continue;
+            };
+            if self.log(unit).is_none() && self.logs.len() >= MAX_LOGS {
+                let spare = self.logs.iter().enumerate().filter(|(_, (name, _))| !charged(name));
+                let first_to_go = spare.min_by_key(|(_, (_, log))| log.expires_at_ms()).map(|(index, _)| index);
+                first_to_go.map(|index| self.logs.remove(index));
             }
-        };
-        if let Some((_, log)) = self.logs.get_mut(index) {
-            log.push(at_ms, units, window_ms);
+            let index = match self.logs.binary_search_by(|(name, _)| name.as_str().cmp(unit)) {
+                Ok(index) => index,
+                Err(index) => {
+                    self.logs.insert(index, (name, WindowLog::default()));
+                    index
+                }
+            };
+            if let Some((_, log)) = self.logs.get_mut(index) {
+                log.push(claimed.at_ms, claimed.units, claimed.window_ms);
+            }
         }
     }
 
@@ -86,7 +94,7 @@ impl Meters {
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (&[FORMAT, count], mut rest) = bytes.split_first_chunk()? else { return None };
-        if usize::from(count) > MAX_LIMITS {
+        if usize::from(count) > MAX_LOGS {
             return None;
         }
         let mut meters = Self::default();
@@ -104,14 +112,6 @@ impl Meters {
         }
         rest.is_empty().then_some(meters)
     }
-
-    /// Forgets units whose log has run out, when there are as many as there may be: a record whose limits change names new
-    /// units over the years.
-    fn make_room(&mut self, at_ms: u64) {
-        if self.logs.len() >= MAX_LIMITS {
-            self.logs.retain(|(_, log)| log.expires_at_ms().is_some_and(|expires| expires > at_ms));
-        }
-    }
 }
 
 #[cfg(test)]
@@ -123,11 +123,14 @@ mod tests {
 
     const START_MS: u64 = 1_800_000_000_000;
 
+    fn claimed(at_ms: u64, units: u64, window_ms: u64) -> Claimed {
+        Claimed { at_ms, units, window_ms }
+    }
+
     #[test]
     fn each_unit_has_a_log_of_its_own() {
         let mut meters = Meters::default();
-        meters.charge("tokens", START_MS, 500, 60_000);
-        meters.charge("requests", START_MS + 5, 1, 1_000);
+        meters.charge(&[("tokens", claimed(START_MS, 500, 60_000)), ("requests", claimed(START_MS + 5, 1, 1_000))]);
         assert_eq!(meters.log("tokens").unwrap().units(), 500);
         assert_eq!(meters.log("requests").unwrap().units(), 1);
         assert_eq!(meters.log("bytes"), None);
@@ -138,22 +141,24 @@ mod tests {
     fn the_order_of_charges_does_not_show_in_the_bytes() {
         let charge = |units: &[&str]| {
             let mut meters = Meters::default();
-            units.iter().for_each(|unit| meters.charge(unit, START_MS, 1, 1_000));
+            units.iter().for_each(|unit| meters.charge(&[(unit, claimed(START_MS, 1, 1_000))]));
             meters.encode()
         };
         assert_eq!(charge(&["a", "b", "c"]), charge(&["c", "a", "b"]));
     }
 
     #[test]
-    fn a_ninth_unit_takes_the_place_of_one_that_has_run_out() {
+    fn a_new_unit_is_always_charged_in_place_of_the_log_that_runs_out_first() {
         let mut meters = Meters::default();
-        for unit in ["a", "b", "c", "d", "e", "f", "g", "h"] {
-            meters.charge(unit, START_MS, 1, 1_000);
+        let names: Vec<String> = (0..MAX_LOGS).map(|index| format!("unit{index}")).collect();
+        for (index, name) in names.iter().enumerate() {
+            meters.charge(&[(name, claimed(START_MS, 1, 1_000 + index as u64))]);
         }
-        meters.charge("i", START_MS, 1, 1_000);
-        assert_eq!(meters.log("i"), None, "all eight still count");
-        meters.charge("i", START_MS + 10_000, 1, 1_000);
-        assert_eq!(meters.log("i").unwrap().units(), 1);
+        meters.charge(&[(&names[0], claimed(START_MS, 1, 1_000)), ("new", claimed(START_MS, 1, 1_000))]);
+        assert_eq!(meters.log("new").unwrap().units(), 1);
+        assert_eq!(meters.log(&names[0]).unwrap().units(), 2, "charged by the same call");
+        assert_eq!(meters.log(&names[1]), None, "the first to run out of the others");
+        assert_eq!(Meters::decode(&meters.encode()), Some(meters));
     }
 
     proptest! {
@@ -166,7 +171,7 @@ mod tests {
             let mut now = START_MS;
             for (unit, step, units) in charges {
                 now += step;
-                meters.charge(["requests", "tokens", "bytes", "x"][unit], now, units, 60_000);
+                meters.charge(&[(["requests", "tokens", "bytes", "x"][unit], claimed(now, units, 60_000))]);
             }
             let mut bytes = meters.encode();
             prop_assert_eq!(Meters::decode(&bytes), Some(meters));

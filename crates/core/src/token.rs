@@ -72,12 +72,11 @@ pub struct RawKey {
 impl RawKey {
     /// The key of these 256 random bits. The caller's copy of them is the caller's to wipe.
     #[must_use]
-    pub fn new(prefix: &Prefix<'_>, entropy: [u8; 32]) -> Self {
-        let entropy = Zeroizing::new(entropy);
+    pub fn new(prefix: &Prefix<'_>, entropy: &[u8; 32]) -> Self {
         // The whole capacity at once: a vector that grows leaves copies behind.
         let mut text = Zeroizing::new(Vec::with_capacity(MAX_PREFIX_BYTES + BODY_BYTES + CHECKSUM_BYTES));
         text.extend_from_slice(prefix.as_str().as_bytes());
-        text.extend_from_slice(body_of(&entropy).as_slice());
+        text.extend_from_slice(body_of(entropy).as_slice());
         let checksum = checksum_of(&text);
         text.extend_from_slice(&checksum);
         Self { text, start_bytes: prefix.as_str().len() + SHOWN_BODY_BYTES }
@@ -187,7 +186,7 @@ mod tests {
                 "acme-test_yhjskw",
             ),
         ] {
-            let key = RawKey::new(&Prefix::parse(prefix.as_bytes()).unwrap(), entropy);
+            let key = RawKey::new(&Prefix::parse(prefix.as_bytes()).unwrap(), &entropy);
             assert_eq!(str::from_utf8(key.as_bytes()).unwrap(), text);
             assert_eq!(key.start(), start);
             assert_eq!(start_of(key.as_bytes()), Some(start));
@@ -250,13 +249,13 @@ mod tests {
 
     #[test]
     fn a_key_does_not_print_itself() {
-        assert_eq!(format!("{:?}", RawKey::new(&Prefix::default(), [1; 32])), "RawKey(..)");
+        assert_eq!(format!("{:?}", RawKey::new(&Prefix::default(), &[1; 32])), "RawKey(..)");
     }
 
     proptest! {
         #[test]
         fn every_key_is_well_formed(prefix in "[A-Za-z0-9_-]{0,32}", entropy: [u8; 32]) {
-            let key = RawKey::new(&Prefix::parse(prefix.as_bytes()).unwrap(), entropy);
+            let key = RawKey::new(&Prefix::parse(prefix.as_bytes()).unwrap(), &entropy);
             prop_assert!(well_formed(key.as_bytes()));
             prop_assert_eq!(key.as_bytes().len(), prefix.len() + BODY_BYTES + CHECKSUM_BYTES);
             prop_assert_eq!(start_of(key.as_bytes()), Some(key.start()));

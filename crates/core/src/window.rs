@@ -199,31 +199,7 @@ impl WindowLog {
     pub fn refund(&mut self, units: u64, at_ms: Option<u64>, dead_until_ms: Option<u64>) -> u64 {
         let mut left = units;
         match &mut self.body {
-            Body::Rich(rich) => {
-                let mut index = match at_ms {
-                    Some(at_ms) => rich.chunks.partition_point(|chunk| chunk.first_ms <= at_ms),
-                    None => rich.chunks.len(),
-                };
-                while left > 0 && index > 0 {
-                    index -= 1;
-                    let Some(chunk) = rich.chunks.get_mut(index) else { break };
-                    let first_ms = chunk.first_ms;
-                    let taken = chunk.refund(left, at_ms, dead_until_ms);
-                    let emptied = chunk.entries == 0;
-                    left -= taken.units;
-                    rich.entries -= taken.entries;
-                    for later in rich.chunks.iter_mut().skip(index + 1) {
-                        later.before = later.before.wrapping_sub(taken.units);
-                    }
-                    if emptied {
-                        rich.chunks.remove(index);
-                    }
-                    let went_on_before = at_ms.map_or(emptied, |at_ms| first_ms == at_ms);
-                    if !went_on_before {
-                        break;
-                    }
-                }
-            }
+            Body::Rich(rich) => left -= rich.refund(left, self.units, at_ms, dead_until_ms),
             _ => {
                 let mut all = Chunk {
                     first_ms: self.oldest.get(),
@@ -609,6 +585,53 @@ impl Rich {
                 self.chunks.push_back(Chunk { first_ms: entry.at_ms, before, entries: 1, bytes });
             }
         }
+    }
+}
+
+impl Rich {
+    /// See [`WindowLog::refund`]; `total` is what the log holds. Returns how many units were taken.
+    fn refund(&mut self, units: u64, total: u64, at_ms: Option<u64>, dead_until_ms: Option<u64>) -> u64 {
+        let mut left = units;
+        // The chunks that may hold the claim end here.
+        let end = at_ms.map_or(self.chunks.len(), |at_ms| self.chunks.partition_point(|chunk| chunk.first_ms <= at_ms));
+        let mut next_before = self.chunks.get(end).map_or(self.base().wrapping_add(total), |chunk| chunk.before);
+        let mut start = end;
+        let mut taken_backwards = Vec::new();
+        while let Some(chunk) = start.checked_sub(1).and_then(|index| self.chunks.get_mut(index)) {
+            start -= 1;
+            let (first_ms, holds) = (chunk.first_ms, next_before.wrapping_sub(chunk.before));
+            next_before = chunk.before;
+            // A chunk that goes as a whole need not be taken apart: the newest claims; or, with more of the same instant in the
+            // chunk behind it, claims of one instant only.
+            let alive = dead_until_ms.is_none_or(|dead| first_ms > dead);
+            let asked_for = at_ms.is_none_or(|at_ms| first_ms == at_ms && start + 1 < end);
+            let taken = if alive && asked_for && holds <= left {
+                let entries = std::mem::take(&mut chunk.entries);
+                Taken { units: holds, entries: entries as usize }
+            } else {
+                chunk.refund(left, at_ms, dead_until_ms)
+            };
+            left -= taken.units;
+            self.entries -= taken.entries;
+            taken_backwards.push(taken.units);
+            let went_on_before = at_ms.map_or(taken.units == holds, |at_ms| first_ms == at_ms);
+            if left == 0 || !went_on_before {
+                break;
+            }
+        }
+        // Each chunk begins after so much less as was taken before it.
+        let mut taken_before = 0u64;
+        let mut taken = taken_backwards.into_iter().rev();
+        for chunk in self.chunks.iter_mut().skip(start) {
+            chunk.before = chunk.before.wrapping_sub(taken_before);
+            taken_before += taken.next().unwrap_or(0);
+        }
+        if self.chunks.get(start).is_some_and(|chunk| chunk.entries > 0) {
+            start += 1;
+        }
+        let emptied = self.chunks.iter().skip(start).take_while(|chunk| chunk.entries == 0).count();
+        self.chunks.drain(start..start + emptied);
+        units - left
     }
 }
 

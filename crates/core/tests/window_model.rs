@@ -114,7 +114,7 @@ fn limits() -> impl Strategy<Value = Vec<Limit>> {
 /// Mostly small steps forward, at times none, long ones, and steps backwards short and long.
 fn step() -> impl Strategy<Value = i64> {
     prop_oneof![
-        4 => Just(0i64),
+        8 => Just(0i64),
         8 => 1i64..4,
         3 => 4i64..200,
         2 => 200i64..3_000,
@@ -130,7 +130,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     let op = prop_oneof![
         20 => (step(), any::<prop::sample::Index>(), cost)
             .prop_map(|(step, limits, cost)| Op::Claim { step, limits, cost }),
-        2 => (1u64..8, proptest::option::of(0usize..40)).prop_map(|(units, back)| Op::Refund { units, back }),
+        2 => (prop_oneof![5 => 1u64..8, 1 => 50u64..2_000], proptest::option::of(0usize..40)).prop_map(|(units, back)| Op::Refund { units, back }),
         1 => Just(Op::Reload),
     ];
     prop::collection::vec(op, 1..2 * OPS_PER_CASE)
