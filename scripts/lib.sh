@@ -23,7 +23,7 @@ print_head() { sed -n '2,/^[^#]/{ s/^# \{0,1\}//p }' "$0"; }
 
 # install_missing PACKAGE...: Debian's packages that are not there yet. Elsewhere it says what is needed and gives up.
 install_missing() {
-    local missing=() package as_root=()
+    local missing=() package as_root=() install_output=''
     if ! has apt-get || ! has dpkg-query; then
         die "this needs, by their Debian names: $*. Install your system's packages for them, then run it again"
     fi
@@ -36,15 +36,15 @@ install_missing() {
         as_root=(sudo)
     fi
     say "installing ${missing[*]}" >&2
-    # A fresh machine has no package lists: the update is left out when the packages are known already.
-    apt-cache show "${missing[@]}" >/dev/null 2>&1 || "${as_root[@]}" apt-get update -qq >&2
-    if ! "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -qq --yes --no-install-recommends "${missing[@]}" >/dev/null 2>&1; then
-        # Lists that are days old name files that are gone.
-        "${as_root[@]}" apt-get update -qq >&2
-        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-            apt-get install -qq --yes --no-install-recommends "${missing[@]}" >&2 || die "could not install ${missing[*]}"
-    fi
+    # Lists that are missing or days old name packages that are not there: then they are brought up to date.
+    install_packages || { "${as_root[@]}" apt-get update -qq >&2 && install_packages; } ||
+        die "could not install ${missing[*]}: $(tail -n 3 <<<"$install_output")"
+}
+
+# Of install_missing, whose variables it reads.
+install_packages() {
+    install_output=$("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -qq --yes --no-install-recommends "${missing[@]}" 2>&1)
 }
 
 # need_build_tools: Rust, which we never install for anyone, then a C compiler and the libclang that bindgen reads with.

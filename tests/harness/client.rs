@@ -9,7 +9,7 @@ use std::{
 
 use redis::{Parser, Value};
 
-use super::{Argument, Claim, Reply, args};
+use super::{Argument, Claim, Reply, args, eventually, expect};
 
 /// How long a reply may take: a server that hangs fails the test instead of holding it.
 const REPLY_DEADLINE: Duration = Duration::from_secs(60);
@@ -172,6 +172,16 @@ impl Client {
     pub fn info_number(&mut self, section: &str, field: &str) -> i64 {
         let value = self.info(section, field).unwrap_or_else(|| panic!("INFO {section} has no {field}"));
         value.parse().unwrap_or_else(|_| panic!("{field} of INFO {section} is no number: {value}"))
+    }
+
+    /// Waits until the server neither saves nor rewrites in the background.
+    pub fn wait_for_background_work(&mut self) {
+        eventually("the end of saves and rewrites in the background", || {
+            let fields = ["rdb_bgsave_in_progress", "aof_rewrite_in_progress", "aof_rewrite_scheduled"];
+            let running: Vec<&str> =
+                fields.into_iter().filter(|field| self.info_number("persistence", field) != 0).collect();
+            expect(running.is_empty(), || format!("{running:?}"))
+        });
     }
 
     /// All keys of the database, sorted.
