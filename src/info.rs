@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 
 use crate::ffi::{self, api, raw};
-use crate::{keyring, survey};
+use crate::{eviction, keyring, survey};
 
 /// Registers the section.
 pub fn register(ctx: ffi::Ctx<'_>) {
@@ -31,6 +31,7 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
             api!(RedisModule_InfoAddFieldCString)(ctx, c"keyring_source".as_ptr(), source.as_ptr());
             api!(RedisModule_InfoAddFieldULongLong)(ctx, c"keyring_keys".as_ptr(), keys);
             api!(RedisModule_InfoAddFieldCString)(ctx, c"keyring_lacking".as_ptr(), lacking.as_ptr());
+            api!(RedisModule_InfoAddFieldULongLong)(ctx, c"eviction_unsafe".as_ptr(), u64::from(eviction::is_unsafe()));
             if let Some(newest) = newest {
                 api!(RedisModule_InfoAddFieldCString)(ctx, c"keyring_newest".as_ptr(), newest.as_ptr());
             }

@@ -39,6 +39,7 @@ mod args;
 mod commands;
 mod config;
 mod effects;
+mod eviction;
 mod ffi;
 mod info;
 mod keyring;
@@ -89,5 +90,6 @@ fn load(ctx: Ctx<'_>, arguments: &[Name<'_>]) -> Result<(), String> {
         ctx.log(Level::Notice, "keyguard: no keyring yet: limits work, key records need one");
     }
     survey::keep_watch(ctx);
+    eviction::keep_watch(ctx);
     Ok(())
 }

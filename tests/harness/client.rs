@@ -217,6 +217,7 @@ impl Client {
 
 /// A command for a failure's text, cut where it is long.
 fn shown(command: &[Vec<u8>]) -> String {
-    let words: Vec<String> = command.iter().map(|word| word[..word.len().min(80)].escape_ascii().to_string()).collect();
+    let words: Vec<String> =
+        command.iter().take(20).map(|word| word[..word.len().min(80)].escape_ascii().to_string()).collect();
     words.join(" ")
 }
