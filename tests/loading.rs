@@ -1,6 +1,6 @@
 //! Loading: the keyring that the module starts with, and what it says where there is none.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
 use crate::harness::{
     Client, KEYRING, OTHER_KEYRING, Reply, Server, Sut, args, eventually, expect, populate, server_tests,
@@ -23,6 +23,7 @@ server_tests![
     works_without_a_keyring,
     an_older_key_still_opens,
     a_replaced_keyring_opens_nothing,
+    tells_of_a_policy_that_evicts,
     describes_itself,
     describes_its_commands,
 ];
@@ -316,6 +317,40 @@ fn a_replaced_keyring_opens_nothing(sut: &Sut) {
     });
     let lacking = c.info("keyguard", "keyguard_keyring_lacking").expect("INFO names the missing key");
     assert!(server.log().contains(&format!("key {lacking}")), "{lacking}");
+}
+
+fn tells_of_a_policy_that_evicts(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    let mut flag = || {
+        let info = c.ok("INFO keyguard").text();
+        info.lines().find_map(|line| line.strip_prefix("keyguard_eviction_unsafe:")).expect("the flag").to_owned()
+    };
+    assert_eq!(flag(), "0");
+    let mut admin = server.client();
+    for (policy, expected) in [("allkeys-lru", "1"), ("noeviction", "0"), ("volatile-ttl", "1"), ("noeviction", "0")] {
+        admin.ok(args!["CONFIG", "SET", "maxmemory-policy", policy]);
+        assert_eq!(flag(), expected, "{policy}");
+    }
+    assert!(server.log().contains("maxmemory-policy allkeys-lru"), "{}", server.log());
+}
+
+/// On a server without what the module needs to keep secrets out of MONITOR: a line that says so, and no server.
+pub fn refuses_a_server_too_old(sut: &Sut) {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    let mut server = Command::new(sut.program())
+        .current_dir(directory.path())
+        .args(["--port", "0", "--unixsocket", "socket", "--save", "", "--logfile", "log", "--loadmodule"])
+        .arg(sut.module())
+        .spawn()
+        .unwrap();
+    let status = eventually("the server to give up", || {
+        server.try_wait().unwrap().ok_or_else(|| fs::read_to_string(&log).unwrap_or_default())
+    });
+    let log = fs::read_to_string(&log).unwrap();
+    assert!(!status.success(), "{log}");
+    assert!(log.contains("keyguard needs Redis 7.0 or Valkey 7.2 or later"), "{log}");
 }
 
 fn describes_itself(sut: &Sut) {

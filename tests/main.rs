@@ -67,5 +67,11 @@ fn main() -> ExitCode {
             }
         }
     }
+    if let Some(server) = harness::server_too_old() {
+        trials.push(Trial::test("redis-6.2::loading::refuses_a_server_too_old", move || {
+            loading::refuses_a_server_too_old(&server?);
+            Ok(())
+        }));
+    }
     libtest_mimic::run(&arguments, trials).exit_code()
 }

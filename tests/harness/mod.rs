@@ -94,6 +94,11 @@ impl Sut {
         Setup::new(self)
     }
 
+    /// The server's program.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// The file of the module.
     pub fn module(&self) -> &Path {
         &self.module
@@ -110,16 +115,37 @@ impl Sut {
     }
 }
 
+/// A place that an environment variable names, or its default under the project's root.
+fn path(variable: &str, default: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    env::var_os(variable).map_or_else(|| root.join(default), PathBuf::from)
+}
+
+fn servers_folder() -> PathBuf {
+    path("KEYGUARD_SERVERS", "target/servers")
+}
+
+fn module_under_test() -> Result<Arc<PathBuf>, String> {
+    let module = path("KEYGUARD_MODULE", "target/release/libkeyguard.so");
+    let found = module.canonicalize().map(Arc::new);
+    found.map_err(|_| format!("no module at {}: build it with cargo build --release", module.display()))
+}
+
+/// A server that the module must refuse, unless the run is narrowed to another one.
+pub fn server_too_old() -> Option<Result<Sut, String>> {
+    const NAME: &str = "redis-6.2";
+    if env::var("KEYGUARD_ONLY_SERVER").is_ok_and(|only| only != NAME) {
+        return None;
+    }
+    let program = servers_folder().join(NAME).join("redis-server");
+    let found = if program.exists() { Ok(()) } else { Err(format!("no {}: run scripts/servers", program.display())) };
+    Some(found.and_then(|()| Ok(Sut { name: NAME.to_owned(), program, module: module_under_test()? })))
+}
+
 /// Finds the servers and the module, or says what is missing and how to get it.
 pub fn servers_under_test() -> Result<Vec<Sut>, String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let path = |variable: &str, default: &str| env::var_os(variable).map_or_else(|| root.join(default), PathBuf::from);
-    let folder = path("KEYGUARD_SERVERS", "target/servers");
-    let module = path("KEYGUARD_MODULE", "target/release/libkeyguard.so");
-    let module = module
-        .canonicalize()
-        .map_err(|_| format!("no module at {}: build it with cargo build --release", module.display()))?;
-    let module = Arc::new(module);
+    let folder = servers_folder();
+    let module = module_under_test()?;
     let only = env::var("KEYGUARD_ONLY_SERVER").ok();
     let mut servers = Vec::new();
     for name in EXPECTED.into_iter().filter(|name| only.as_deref().is_none_or(|only| only == *name)) {
