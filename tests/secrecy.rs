@@ -28,7 +28,7 @@ struct Canaries(Vec<(String, Vec<u8>)>);
 impl Canaries {
     fn add(&mut self, name: &str, secret: &[u8]) {
         let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-        let mut forms = vec![("as it is", secret.to_vec()), ("as HEX", hex.to_uppercase().into_bytes())];
+        let mut forms = vec![("verbatim", secret.to_vec()), ("as HEX", hex.to_uppercase().into_bytes())];
         forms.push(("as hex", hex.into_bytes()));
         // As part of longer data, base64 depends on where the secret begins in its group of three.
         for skipped in 0..3 {
