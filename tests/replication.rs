@@ -415,10 +415,10 @@ fn replica_does_not_write(sut: &Sut) {
 fn expiry_reaches_the_replica(sut: &Sut) {
     let (primary, replica) = pair(sut);
     let (mut ours, mut theirs) = (primary.client(), replica.client());
-    let at = ours.claim("b 3 100ms").claimed_at_ms;
-    ours.claim("kept 3 1h");
+    let at = ours.claim("kept 3 1h").claimed_at_ms;
+    ours.claim("b 3 100ms");
     primary.wait_for(&replica);
-    assert_eq!(theirs.ok("PEXPIRETIME b").int(), at + 1100);
+    assert_eq!(theirs.ok("PEXPIRETIME kept").int(), at + 3_600_000 + 1000);
     eventually("both having forgotten the bucket", || {
         let sizes = [&mut ours, &mut theirs].map(|c| c.ok("DBSIZE").int());
         expect(sizes == [1, 1], || format!("{sizes:?} keys at {}", now_ms()))
