@@ -13,7 +13,7 @@ use keyguard_core::token;
 use keyguard_core::window::WindowLog;
 use keyguard_core::{Error, Result};
 
-use super::{COST, Call, cost, unit};
+use super::{COST, Call, unit};
 use crate::args::{Args, once};
 use crate::effects;
 use crate::ffi::OwnedString;
@@ -93,7 +93,7 @@ impl<'c> Asked<'c> {
                     asked.scopes.try_push(scope).map_err(|_| too_many)?;
                 }
                 "COST" => {
-                    let units = cost(args)?;
+                    let units = args.cost()?;
                     let unit = unit(args)?;
                     if asked.costs.iter().any(|(other, _)| *other == unit) {
                         return Err(Error::Repeated { option });

@@ -1,8 +1,8 @@
 //! The limiter: `KG.CLAIM`, `KG.REMAINING`, `KG.REFUND`, `KG.INSPECT`.
 
+use keyguard_core::asked::Asked;
 use keyguard_core::effect::Claimed;
-use keyguard_core::limit::{Limits, MAX_LIMITS};
-use keyguard_core::limiter::{Moment, Verdict, clock, decide, longest_ms};
+use keyguard_core::limiter::{self, Moment, Verdict, clock, longest_ms};
 use keyguard_core::names::belongs_to_store;
 use keyguard_core::window::{MAX_INSTANT_MS, WindowLog};
 use keyguard_core::{Error, Result, parse};
@@ -32,15 +32,22 @@ impl Command for Claim {
         args: &[Arg::key(c"bucket"), LIMITS, Arg::integer(c"n").token(c"COST").optional()],
     };
 
-    fn run(call: &Call<'_>, args: Args<'_>) -> Result<()> {
-        let asked = Asked::parse(args)?;
+    fn run(call: &Call<'_>, mut args: Args<'_>) -> Result<()> {
+        let bucket = bucket(&mut args)?;
+        let asked = Asked::claim(args)?;
+        if asked.block_ms.is_some() {
+            return Err(Error::NotYet { what: "BLOCK" });
+        }
+        if asked.lockout_ms.is_some() {
+            return Err(Error::NotYet { what: "LOCKOUT" });
+        }
 
-        let mut key = call.ctx.change(asked.bucket);
-        let (verdict, moment) = asked.decide(key.native::<WindowLog>()?, call.now_ms)?;
+        let mut key = call.ctx.change(bucket);
+        let (verdict, moment) = decide(key.native::<WindowLog>()?, &asked, call.now_ms)?;
 
         if verdict.granted() && asked.cost > 0 {
             let claimed = Claimed { at_ms: moment.at_ms, units: asked.cost, window_ms: longest_ms(&asked.limits) };
-            effects::claim(call.ctx, asked.bucket, &mut key, claimed)?;
+            effects::claim(call.ctx, bucket, &mut key, claimed)?;
         }
 
         let claimed_at_ms = if verdict.granted() { moment.at_ms } else { 0 };
@@ -65,12 +72,13 @@ impl Command for Remaining {
         args: Claim::SPEC.args,
     };
 
-    fn run(call: &Call<'_>, args: Args<'_>) -> Result<()> {
-        let asked = Asked::parse(args)?;
+    fn run(call: &Call<'_>, mut args: Args<'_>) -> Result<()> {
+        let bucket = bucket(&mut args)?;
+        let asked = Asked::remaining(args)?;
 
-        let key = call.ctx.read(asked.bucket);
+        let key = call.ctx.read(bucket);
         let log = key.native::<WindowLog>()?;
-        let (verdict, moment) = asked.decide(log, call.now_ms)?;
+        let (verdict, moment) = decide(log, &asked, call.now_ms)?;
 
         let reset_after_ms = verdict.reset_before_ms(log, moment);
         reply(call.ctx, &verdict, verdict.remaining_before(), reset_after_ms, 0);
@@ -155,40 +163,11 @@ impl Command for Inspect {
     }
 }
 
-/// What CLAIM and REMAINING are asked.
-struct Asked<'c> {
-    bucket: Name<'c>,
-    limits: Limits,
-    cost: u64,
-}
-
-impl<'c> Asked<'c> {
-    fn parse(mut args: Args<'c>) -> Result<Self> {
-        let bucket = bucket(&mut args)?;
-        let mut limits = Limits::new();
-        // Limits come first: they end where something else than a number stands.
-        while limits.is_empty()
-            || args.peek().is_some_and(|next| next.first().is_none_or(|byte| !byte.is_ascii_alphabetic()))
-        {
-            let limit = super::limit(&mut args)?;
-            limits.try_push(limit).map_err(|_| Error::TooManyItems { what: "limits", max: MAX_LIMITS })?;
-        }
-        let mut cost = None;
-        while let Some(option) = args.option(&["COST", "BLOCK", "LOCKOUT"])? {
-            match option {
-                "COST" => once(&mut cost, option, super::cost(&mut args)?)?,
-                what => return Err(Error::NotYet { what }),
-            }
-        }
-        args.finish()?;
-        Ok(Self { bucket, limits, cost: cost.unwrap_or(1) })
-    }
-
-    fn decide(&self, log: Option<&WindowLog>, now_ms: u64) -> Result<(Verdict, Moment)> {
-        let moment = clock(log, longest_ms(&self.limits), now_ms);
-        let verdict = decide(log, &self.limits, self.cost, moment)?.ok_or(Error::Internal)?;
-        Ok((verdict, moment))
-    }
+/// What becomes of a claim now, and the instant that it would stand under.
+fn decide(log: Option<&WindowLog>, asked: &Asked, now_ms: u64) -> Result<(Verdict, Moment)> {
+    let moment = clock(log, longest_ms(&asked.limits), now_ms);
+    let verdict = limiter::decide(log, &asked.limits, asked.cost, moment)?.ok_or(Error::Internal)?;
+    Ok((verdict, moment))
 }
 
 /// The name of a bucket: any but those of a store's own keys.

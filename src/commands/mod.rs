@@ -11,7 +11,7 @@ pub mod keys;
 pub mod orgs;
 
 use keyguard_core::Result;
-use keyguard_core::limit::{Limit, MAX_LIMITS, MAX_UNITS};
+use keyguard_core::limit::MAX_LIMITS;
 use keyguard_core::record::{DEFAULT_UNIT, UnitLimit, UnitLimits, parse_unit};
 use keyguard_core::{Error, parse};
 
@@ -71,16 +71,9 @@ const EXPIRY: Arg =
     Arg::one_of(c"expiry", &[Arg::text(c"time").token(c"EXPIREAT"), Arg::text(c"duration").token(c"EXPIREIN")])
         .optional();
 
-/// Reads `count window` and what may follow, into a limit.
-fn limit(args: &mut Args<'_>) -> Result<Limit> {
-    let count = args.units("count")?;
-    let window_ms = parse::duration_ms(args.bytes()?, "window")?;
-    Limit::new(count, window_ms)
-}
-
 /// Reads what follows the word LIMIT.
 fn unit_limit<'c>(args: &mut Args<'c>, limits: &mut UnitLimits<'c>) -> Result<()> {
-    let limit = limit(args)?;
+    let limit = args.limit()?;
     let unit = unit(args)?;
     limits.try_push(UnitLimit { unit, limit }).map_err(|_| Error::TooManyItems { what: "limits", max: MAX_LIMITS })
 }
@@ -88,13 +81,6 @@ fn unit_limit<'c>(args: &mut Args<'c>, limits: &mut UnitLimits<'c>) -> Result<()
 /// Reads `UNIT u`, if it comes next.
 fn unit<'c>(args: &mut Args<'c>) -> Result<&'c str> {
     if args.take_word("UNIT") { parse_unit(args.value("UNIT")?) } else { Ok(DEFAULT_UNIT) }
-}
-
-/// Reads the units that a claim costs.
-fn cost(args: &mut Args<'_>) -> Result<u64> {
-    parse::unsigned(args.value("COST")?)
-        .filter(|cost| *cost <= MAX_UNITS)
-        .ok_or(Error::Invalid { what: "COST", accepted: "a whole number from 0 to 1000000000000" })
 }
 
 /// Reads the value of EXPIREAT or EXPIREIN: unix milliseconds, or `None` for never.

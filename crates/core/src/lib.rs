@@ -4,6 +4,8 @@
 //! come in as arguments, so that everything can be tested against a naive model and replayed from a replication stream.
 #![forbid(unsafe_code)]
 
+pub mod args;
+pub mod asked;
 mod codec;
 pub mod digest;
 pub mod effect;
