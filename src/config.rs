@@ -1,18 +1,44 @@
-//! Settings: from the arguments of `loadmodule`, then from `keyguard.*` lines of the configuration file.
+//! Settings: from the arguments of `loadmodule`, then from `keyguard.*` lines of the configuration file, then from CONFIG SET.
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use keyguard_core::{Error, parse};
 
 use crate::ffi::{self, Ctx, Name, OwnedString, api, raw, to_c_string};
 
 /// What can be set.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// `keyring-file`: where the keyring lies; empty for the environment or `.netrc`.
     pub keyring_file: String,
     /// `keyring-auto-create`: whether a server that is alone and holds no store may make one.
     pub keyring_auto_create: bool,
+    /// `block-max`: the longest that a claim may wait, as it was written.
+    block_max: String,
+    /// The same in milliseconds.
+    block_max_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            keyring_file: String::new(),
+            keyring_auto_create: false,
+            block_max: "1h".to_owned(),
+            block_max_ms: 60 * 60 * 1000,
+        }
+    }
+}
+
+impl Settings {
+    fn set_block_max(&mut self, value: &str) -> Result<(), &'static str> {
+        self.block_max_ms = parse::duration_with_unit_ms(value.as_bytes(), "block-max")
+            .map_err(|_| "block-max is a duration with its unit: 500ms, 30s, 5m, 2h or 7d")?;
+        self.block_max = value.to_owned();
+        Ok(())
+    }
 }
 
 static SETTINGS: Mutex<Option<Settings>> = Mutex::new(None);
@@ -20,6 +46,16 @@ static SETTINGS: Mutex<Option<Settings>> = Mutex::new(None);
 /// The settings in force.
 pub fn settings() -> Settings {
     lock().clone().unwrap_or_default()
+}
+
+/// The time that a claim asks to wait, if it may.
+///
+/// # Errors
+/// [`Error::Invalid`] beyond the setting `block-max`.
+pub fn checked_block_ms(block_ms: u64) -> Result<u64, Error> {
+    let accepted = "500ms, 30s, 5m or 2h, at most the setting keyguard.block-max";
+    let max_ms = lock().get_or_insert_default().block_max_ms;
+    if block_ms <= max_ms { Ok(block_ms) } else { Err(Error::Invalid { what: "BLOCK", accepted }) }
 }
 
 fn lock() -> MutexGuard<'static, Option<Settings>> {
@@ -34,25 +70,36 @@ fn lock() -> MutexGuard<'static, Option<Settings>> {
 pub fn register(ctx: Ctx<'_>, arguments: &[Name<'_>]) -> Result<(), String> {
     *lock() = Some(from_arguments(arguments)?);
     let defaults = settings();
-    let flags = raw::REDISMODULE_CONFIG_IMMUTABLE;
+    let fixed = raw::REDISMODULE_CONFIG_IMMUTABLE;
     let file = to_c_string(&defaults.keyring_file);
+    let block_max = to_c_string(&defaults.block_max);
     // SAFETY: names and defaults end in NUL and are copied; the callbacks have the types that the server calls them with.
     let registered = unsafe {
         api!(RedisModule_RegisterStringConfig)(
             ctx.as_raw(),
-            c"keyring-file".as_ptr(),
+            KEYRING_FILE.as_ptr(),
             file.as_ptr(),
-            flags,
-            Some(keyring_file),
-            Some(set_keyring_file),
+            fixed,
+            Some(text),
+            Some(set_text),
             None,
             ptr::null_mut(),
         ) == ffi::OK
+            && api!(RedisModule_RegisterStringConfig)(
+                ctx.as_raw(),
+                BLOCK_MAX.as_ptr(),
+                block_max.as_ptr(),
+                raw::REDISMODULE_CONFIG_DEFAULT,
+                Some(text),
+                Some(set_text),
+                None,
+                ptr::null_mut(),
+            ) == ffi::OK
             && api!(RedisModule_RegisterBoolConfig)(
                 ctx.as_raw(),
                 c"keyring-auto-create".as_ptr(),
                 c_int::from(defaults.keyring_auto_create),
-                flags,
+                fixed,
                 Some(keyring_auto_create),
                 Some(set_keyring_auto_create),
                 None,
@@ -64,7 +111,8 @@ pub fn register(ctx: Ctx<'_>, arguments: &[Name<'_>]) -> Result<(), String> {
 }
 
 fn from_arguments(arguments: &[Name<'_>]) -> Result<Settings, String> {
-    const USAGE: &str = "loadmodule libkeyguard.so [keyring-file path] [keyring-auto-create yes|no]";
+    const USAGE: &str =
+        "loadmodule libkeyguard.so [keyring-file path] [keyring-auto-create yes|no] [block-max duration]";
     let mut settings = Settings::default();
     for pair in arguments.chunks(2) {
         let [name, value] = pair else { return Err(format!("an argument has no value; usage: {USAGE}")) };
@@ -78,18 +126,26 @@ fn from_arguments(arguments: &[Name<'_>]) -> Result<Settings, String> {
                     _ => return Err("keyring-auto-create is yes or no".to_owned()),
                 };
             }
+            b"block-max" => settings.set_block_max(value)?,
             _ => return Err(format!("unknown argument; usage: {USAGE}")),
         }
     }
     Ok(settings)
 }
 
+const KEYRING_FILE: &CStr = c"keyring-file";
+const BLOCK_MAX: &CStr = c"block-max";
+
 /// The server takes the string and leaves it to us: one is kept, and replaced when asked for again.
-unsafe extern "C" fn keyring_file(_: *const c_char, _: *mut c_void) -> *mut raw::RedisModuleString {
+unsafe extern "C" fn text(name: *const c_char, _: *mut c_void) -> *mut raw::RedisModuleString {
     static LAST: Mutex<Option<Kept>> = Mutex::new(None);
     ffi::guarded(ptr::null_mut(), || {
         let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-        let value = OwnedString::new(settings().keyring_file.as_bytes());
+        let settings = settings();
+        // SAFETY: the server gives the name that the setting was registered under.
+        let value =
+            if unsafe { CStr::from_ptr(name) } == BLOCK_MAX { settings.block_max } else { settings.keyring_file };
+        let value = OwnedString::new(value.as_bytes());
         let raw = value.as_raw();
         *last = Some(Kept { _value: value });
         raw
@@ -103,21 +159,28 @@ struct Kept {
 // SAFETY: configuration is read on the main thread only; the mutex is there because a static needs one.
 unsafe impl Send for Kept {}
 
-unsafe extern "C" fn set_keyring_file(
-    _: *const c_char,
+unsafe extern "C" fn set_text(
+    name: *const c_char,
     value: *mut raw::RedisModuleString,
     _: *mut c_void,
     error: *mut *mut raw::RedisModuleString,
 ) -> c_int {
     ffi::guarded(ffi::ERR, || {
-        // SAFETY: the value is valid during the call.
-        let Ok(path) = std::str::from_utf8(unsafe { Name::new(value) }.bytes()) else {
-            // SAFETY: the server frees the text that it is given.
-            unsafe { *error = OwnedString::new(b"keyring-file is not UTF-8").into_raw() };
-            return ffi::ERR;
-        };
-        lock().get_or_insert_default().keyring_file = path.to_owned();
-        ffi::OK
+        // SAFETY: name and value are valid during the call.
+        let (name, value) = unsafe { (CStr::from_ptr(name), Name::new(value)) };
+        let set = std::str::from_utf8(value.bytes()).map_err(|_| "the value is not UTF-8").and_then(|value| {
+            let mut settings = lock();
+            let settings = settings.get_or_insert_default();
+            if name == BLOCK_MAX {
+                return settings.set_block_max(value);
+            }
+            settings.keyring_file = value.to_owned();
+            Ok(())
+        });
+        let Err(why) = set else { return ffi::OK };
+        // SAFETY: the server frees the text that it is given.
+        unsafe { *error = OwnedString::new(why.as_bytes()).into_raw() };
+        ffi::ERR
     })
 }
 

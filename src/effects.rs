@@ -3,7 +3,7 @@
 
 use std::ffi::CStr;
 
-use keyguard_core::effect::{CLAIM_BYTES, Charges, Claimed, Effect, Owner, WholeValue};
+use keyguard_core::effect::{BUCKET_EFFECT_BYTES, Charges, Claimed, Effect, Owner, WholeValue};
 use keyguard_core::ip::{Net, Rule, Rules};
 use keyguard_core::meters::Meters;
 use keyguard_core::names::StoreName;
@@ -16,12 +16,15 @@ use crate::native::Native;
 /// The command that carries effects.
 pub const APPLY: &CStr = c"KG.APPLY";
 
-/// Books a granted claim on a bucket, whose key is open to be changed.
-pub fn claim(ctx: Ctx<'_>, bucket: Name<'_>, key: &mut Key<'_>, claimed: Claimed) -> Result<()> {
-    let mut buffer = [0; CLAIM_BYTES];
-    let effect = Effect::Claim(claimed);
+/// Books a claim or a lock on a bucket, whose key is open to be changed.
+pub fn book(ctx: Ctx<'_>, bucket: Name<'_>, key: &mut Key<'_>, effect: &Effect<'_>) -> Result<()> {
+    let mut buffer = [0; BUCKET_EFFECT_BYTES];
     let packed = effect.encode_into(&mut buffer)?;
-    push(key, claimed)?;
+    match effect {
+        Effect::Claim(claimed) => change(key, |log| push(log, *claimed))?,
+        Effect::Lock { at_ms, until_ms } => change(key, |log| log.lock(*at_ms, *until_ms))?,
+        _ => return Err(Error::Internal),
+    }
     ctx.signal_modified(bucket);
     ctx.replicate(APPLY, bucket, packed);
     Ok(())
@@ -60,7 +63,11 @@ pub fn commit(ctx: Ctx<'_>, store: Name<'_>, effect: &Effect<'_>) -> Result<()> 
 pub fn apply(ctx: Ctx<'_>, name: Name<'_>, effect: &Effect<'_>) -> Result<()> {
     match effect {
         Effect::Claim(claimed) => {
-            push(&mut ctx.change(name), *claimed)?;
+            change(&mut ctx.change(name), |log| push(log, *claimed))?;
+            ctx.signal_modified(name);
+        }
+        Effect::Lock { at_ms, until_ms } => {
+            change(&mut ctx.change(name), |log| log.lock(*at_ms, *until_ms))?;
             ctx.signal_modified(name);
         }
         Effect::Refund { units, at_ms } => {
@@ -92,15 +99,27 @@ pub fn apply(ctx: Ctx<'_>, name: Name<'_>, effect: &Effect<'_>) -> Result<()> {
     Ok(())
 }
 
-fn push(key: &mut Key<'_>, claimed: Claimed) -> Result<()> {
-    let log = if key.native::<WindowLog>()?.is_some() { key.native_mut()? } else { None };
-    let log = match log {
-        Some(log) => log,
-        None => key.put(WindowLog::default()),
-    };
+fn push(log: &mut WindowLog, claimed: Claimed) {
     log.push(claimed.at_ms, claimed.units, claimed.window_ms);
-    let expires_at = log.expires_at_ms();
-    if let Some(at_ms) = expires_at {
+}
+
+/// Changes the log of a bucket, made here if need be, and the key's expiry with it.
+fn change(key: &mut Key<'_>, change: impl FnOnce(&mut WindowLog)) -> Result<()> {
+    let mut expires_at_ms = None;
+    let log = match key.native_mut::<WindowLog>()? {
+        Some(log) => {
+            expires_at_ms = log.expires_at_ms();
+            change(log);
+            log
+        }
+        None => {
+            let mut log = WindowLog::default();
+            change(&mut log);
+            key.put(log)
+        }
+    };
+    // Many claims in one millisecond need one expiry.
+    if let Some(at_ms) = log.expires_at_ms().filter(|at_ms| Some(*at_ms) != expires_at_ms) {
         key.expire_at(at_ms);
     }
     Ok(())

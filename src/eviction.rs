@@ -1,10 +1,9 @@
 //! Whether the server may evict what we keep. A bucket that is gone is a limit that starts afresh, and a record that is gone a key
 //! that stops working: operators must hear of it.
 
-use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::ffi::{self, Ctx, Level, api, raw};
+use crate::ffi::{Ctx, Level};
 
 static UNSAFE: AtomicBool = AtomicBool::new(false);
 
@@ -13,20 +12,8 @@ pub fn is_unsafe() -> bool {
     UNSAFE.load(Ordering::Relaxed)
 }
 
-/// Looks at the policy now, and again whenever the configuration changes.
-pub fn keep_watch(ctx: Ctx<'_>) {
-    look(ctx);
-    let event = raw::RedisModuleEvent { id: raw::REDISMODULE_EVENT_CONFIG, dataver: 1 };
-    // SAFETY: the callback has the type that the server calls.
-    unsafe { api!(RedisModule_SubscribeToServerEvent)(ctx.as_raw(), event, Some(on_change)) };
-}
-
-unsafe extern "C" fn on_change(ctx: *mut raw::RedisModuleCtx, _: raw::RedisModuleEvent, _: u64, _: *mut c_void) {
-    // SAFETY: the server's context is valid during the call.
-    ffi::guarded((), || look(unsafe { Ctx::new(ctx) }));
-}
-
-fn look(ctx: Ctx<'_>) {
+/// Looks at the policy: when the module is loaded, and whenever the configuration changes.
+pub fn look(ctx: Ctx<'_>) {
     let policy = ctx.call(c"CONFIG", c"Ev", &[b"GET", b"maxmemory-policy"]).element(1).unwrap_or_default();
     let what = match policy.split('-').next() {
         Some("allkeys") => "anything of keyguard's: limits, keys and revocations",

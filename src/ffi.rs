@@ -152,6 +152,39 @@ impl<'c> Ctx<'c> {
         unsafe { api!(RedisModule_GetContextFlags)(self.raw) as u32 & flags == flags }
     }
 
+    /// Whether a write now is one that replicas would get: this is a primary, and nobody has paused writes. Outside of a
+    /// command that is registered as one that writes, the server does not ask.
+    pub fn may_write(self) -> bool {
+        let forbidden = raw::REDISMODULE_CTX_FLAGS_LOADING | raw::REDISMODULE_CTX_FLAGS_READONLY;
+        // SAFETY: the context is valid; the other function takes nothing.
+        unsafe {
+            let flags = api!(RedisModule_GetContextFlags)(self.raw) as u32;
+            flags & raw::REDISMODULE_CTX_FLAGS_MASTER != 0
+                && flags & forbidden == 0
+                && api!(RedisModule_AvoidReplicaTraffic)() == 0
+        }
+    }
+
+    /// What a command that adds data is refused with when memory is full.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn refuse_if_out_of_memory(self) -> Result<()> {
+        if self.has_flags(raw::REDISMODULE_CTX_FLAGS_OOM) { Err(Error::OutOfMemory) } else { Ok(()) }
+    }
+
+    /// The database that the client has selected.
+    pub fn selected_database(self) -> c_int {
+        // SAFETY: the context is valid.
+        unsafe { api!(RedisModule_GetSelectedDb)(self.raw) }
+    }
+
+    /// Selects a database, for what this context does from now on; it must be one that the server has.
+    pub fn select_database(self, database: c_int) {
+        // SAFETY: the context is valid.
+        unsafe { api!(RedisModule_SelectDb)(self.raw, database) };
+    }
+
     /// Hides an argument of the running command from MONITOR and the slow logs.
     pub fn redact(self, position: usize) {
         if let Some(redact) = optional_api!(RedisModule_RedactClientCommandArgument) {
@@ -259,7 +292,12 @@ impl<'c> Ctx<'c> {
 
     /// Answers with an error.
     pub fn reply_error(self, error: &Error) {
-        let text = to_c_string(&error.to_string());
+        self.reply_error_text(&error.to_string());
+    }
+
+    /// Answers with an error in other words than ours: the server's.
+    pub fn reply_error_text(self, text: &str) {
+        let text = to_c_string(text);
         // SAFETY: the context is valid, the text ends in NUL and is copied.
         unsafe { api!(RedisModule_ReplyWithError)(self.raw, text.as_ptr()) };
     }
@@ -516,6 +554,23 @@ impl CallReply {
     pub fn succeeded(&self) -> bool {
         // SAFETY: the reply is not null where its type is asked for.
         !self.0.is_null() && unsafe { api!(RedisModule_CallReplyType)(self.0) } as isize != raw::REDISMODULE_REPLY_ERROR
+    }
+
+    /// The text of the error that the command answered, code first.
+    pub fn error(&self) -> Option<String> {
+        if self.0.is_null() {
+            return Some(Error::Internal.to_string());
+        }
+        if self.succeeded() {
+            return None;
+        }
+        let mut len = 0;
+        // SAFETY: the reply is an error, which lives as long as `self`; its text is copied.
+        unsafe {
+            let start = api!(RedisModule_CallReplyStringPtr)(self.0, &mut len);
+            (!start.is_null())
+                .then(|| String::from_utf8_lossy(std::slice::from_raw_parts(start.cast(), len)).into_owned())
+        }
     }
 
     /// The element of an array, if it is a string.

@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 
 use crate::ffi::{self, api, raw};
-use crate::{eviction, keyring, survey};
+use crate::{eviction, keyring, survey, waiting};
 
 /// Registers the section.
 pub fn register(ctx: ffi::Ctx<'_>) {
@@ -24,6 +24,10 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
         let keys = installed.as_ref().map_or(0, |keyring| keyring.len() as u64);
         let lacking: Vec<String> = survey::lacking().iter().map(ToString::to_string).collect();
         let lacking = ffi::to_c_string(&lacking.join(","));
+        let waiting = waiting::summary();
+        // SAFETY: takes nothing.
+        let now_ms = u64::try_from(unsafe { api!(RedisModule_Milliseconds)() }).unwrap_or(0);
+        let longest_wait_ms = waiting.oldest_since_ms.map_or(0, |since| now_ms.saturating_sub(since));
         // SAFETY: the context is valid during the call; names and values end in NUL and are copied.
         unsafe {
             api!(RedisModule_InfoAddSection)(ctx, c"".as_ptr());
@@ -32,6 +36,13 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
             api!(RedisModule_InfoAddFieldULongLong)(ctx, c"keyring_keys".as_ptr(), keys);
             api!(RedisModule_InfoAddFieldCString)(ctx, c"keyring_lacking".as_ptr(), lacking.as_ptr());
             api!(RedisModule_InfoAddFieldULongLong)(ctx, c"eviction_unsafe".as_ptr(), u64::from(eviction::is_unsafe()));
+            for (name, value) in [
+                (c"waiters", waiting.waiters as u64),
+                (c"waiting_lines", waiting.lines as u64),
+                (c"longest_wait_ms", longest_wait_ms),
+            ] {
+                api!(RedisModule_InfoAddFieldULongLong)(ctx, name.as_ptr(), value);
+            }
             if let Some(newest) = newest {
                 api!(RedisModule_InfoAddFieldCString)(ctx, c"keyring_newest".as_ptr(), newest.as_ptr());
             }

@@ -39,6 +39,7 @@ mod args;
 mod commands;
 mod config;
 mod effects;
+mod events;
 mod eviction;
 mod ffi;
 mod info;
@@ -49,6 +50,7 @@ mod reply;
 mod server;
 mod store;
 mod survey;
+mod waiting;
 
 use redis_module::{Context, RedisString, Status};
 
@@ -89,7 +91,8 @@ fn load(ctx: Ctx<'_>, arguments: &[Name<'_>]) -> Result<(), String> {
     if keyring::load()?.is_none() {
         ctx.log(Level::Notice, "keyguard: no keyring yet: limits work, key records need one");
     }
-    survey::keep_watch(ctx);
-    eviction::keep_watch(ctx);
+    events::subscribe(ctx);
+    survey::start(ctx);
+    eviction::look(ctx);
     Ok(())
 }

@@ -15,7 +15,8 @@ use keyguard_core::window::WindowLog;
 use keyguard_core::{Error, Result};
 
 use crate::effects::APPLY;
-use crate::ffi::{self, Ctx, api, raw};
+use crate::ffi::{self, Ctx, Name, api, raw};
+use crate::waiting;
 
 /// Where the server's handle of a native type is kept.
 pub struct Slot(AtomicPtr<raw::RedisModuleType>);
@@ -53,12 +54,18 @@ pub trait Native: Sized + Clone + 'static {
 
     /// How many allocations freeing it costs.
     fn effort(&self) -> usize;
+
+    /// Who is to know when a value is about to be taken from its key, in this database: deleted, expired, evicted, renamed away
+    /// or replaced; not when a whole database is emptied. It may not touch the keyspace.
+    const UNLINKED: Option<fn(c_int, Name<'_>)> = None;
 }
 
 macro_rules! native {
-    ($type:ty, $name:literal, $whole:ident, $self:ident, $to_bytes:expr, $from_bytes:expr, $effort:expr) => {
+    ($type:ty, $name:literal, $whole:ident, $self:ident, $to_bytes:expr, $from_bytes:expr, $effort:expr
+     $(, unlinked: $unlinked:expr)?) => {
         impl Native for $type {
             const NAME: &'static CStr = $name;
+            $(const UNLINKED: Option<fn(c_int, Name<'_>)> = Some($unlinked);)?
 
             fn slot() -> &'static Slot {
                 static SLOT: Slot = Slot::empty();
@@ -88,7 +95,10 @@ macro_rules! native {
     };
 }
 
-native!(WindowLog, c"kgwindow1", Bucket, self, self.encode(), WindowLog::decode, self.allocations());
+native!(
+    WindowLog, c"kgwindow1", Bucket, self, self.encode(), WindowLog::decode, self.allocations(),
+    unlinked: waiting::unlinked
+);
 native!(Meters, c"kgmeters1", Meters, self, self.encode(), Meters::decode, self.allocations());
 native!(Rules, c"kgiprules", Rules, self, self.encode(), |bytes| Rules::decode(bytes).ok(), self.len());
 
@@ -121,7 +131,7 @@ fn register_type<T: Native>(ctx: Ctx<'_>) -> Result<()> {
         defrag: None,
         mem_usage2: None,
         free_effort2: None,
-        unlink2: None,
+        unlink2: T::UNLINKED.map(|_| unlink::<T> as unsafe extern "C" fn(_, _)),
         copy2: None,
         aux_save2: None,
     };
@@ -211,6 +221,20 @@ unsafe extern "C" fn digest<T: Native>(digest: *mut raw::RedisModuleDigest, valu
 unsafe extern "C" fn free<T: Native>(value: *mut c_void) {
     // SAFETY: the value came from `Box::into_raw`, and the server frees it once.
     drop(unsafe { Box::from_raw(value.cast::<T>()) });
+}
+
+unsafe extern "C" fn unlink<T: Native>(key: *mut raw::RedisModuleKeyOptCtx, _: *const c_void) {
+    ffi::guarded((), || {
+        // SAFETY: the server's description of the key is valid during the call.
+        let (database, name) =
+            unsafe { (api!(RedisModule_GetDbIdFromOptCtx)(key), api!(RedisModule_GetKeyNameFromOptCtx)(key)) };
+        if let Some(unlinked) = T::UNLINKED
+            && !name.is_null()
+        {
+            // SAFETY: the name lives as long; nobody changes it.
+            unlinked(database, unsafe { Name::new(name.cast_mut()) });
+        }
+    });
 }
 
 unsafe extern "C" fn free_effort<T: Native>(_: *mut raw::RedisModuleString, value: *const c_void) -> usize {

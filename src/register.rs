@@ -313,8 +313,10 @@ fn register_one(ctx: Ctx<'_>, entry: &Entry) -> Result<()> {
             Some(_) => spec.category.own(),
             None => "",
         };
-        let categories = format!("{} {own}", spec.category.of_server(spec.access));
-        let categories = ffi::to_c_string(categories.trim());
+        let blocking = spec.flags.split(' ').find(|flag| *flag == "blocking").unwrap_or("");
+        let mut categories = vec![spec.category.of_server(spec.access), blocking, own];
+        categories.retain(|category| !category.is_empty());
+        let categories = ffi::to_c_string(&categories.join(" "));
         // SAFETY: the text ends in NUL and is copied.
         if unsafe { set(command, categories.as_ptr()) } != ffi::OK {
             return Err(refused);

@@ -1,5 +1,8 @@
 //! Typed outcomes to replies. Maps are maps in RESP3 and flat arrays in RESP2; fields that do not apply are left out.
 
+use keyguard_core::limiter::{Decision, Verdict};
+use keyguard_core::window::WindowLog;
+
 use crate::ffi::Ctx;
 
 /// A value in a map.
@@ -75,6 +78,40 @@ impl<'a> Map<'a> {
                 }
             }
         }
+    }
+}
+
+/// The six integers of `KG.CLAIM` and `KG.REMAINING`.
+pub struct ClaimReply([i64; 6]);
+
+impl ClaimReply {
+    /// What KG.CLAIM answers.
+    pub fn of_claim(decision: &Decision) -> Self {
+        let verdict = &decision.verdict;
+        Self::new(verdict, verdict.remaining(), verdict.reset_after_ms, decision.claimed_at_ms().unwrap_or(0))
+    }
+
+    /// What KG.REMAINING answers: as things stand, without a claim on `log`.
+    pub fn of_remaining(decision: &Decision, log: Option<&WindowLog>) -> Self {
+        let verdict = &decision.verdict;
+        Self::new(verdict, verdict.remaining_before(), decision.reset_before_ms(log), 0)
+    }
+
+    fn new(verdict: &Verdict, remaining: u64, reset_after_ms: u64, claimed_at_ms: u64) -> Self {
+        Self([
+            i64::from(verdict.granted()),
+            integer(verdict.limit.count()),
+            integer(remaining),
+            verdict.retry.as_reply(),
+            integer(reset_after_ms),
+            integer(claimed_at_ms),
+        ])
+    }
+
+    /// Sends them.
+    pub fn send(&self, ctx: Ctx<'_>) {
+        ctx.reply_array(self.0.len());
+        self.0.iter().for_each(|value| ctx.reply_integer(*value));
     }
 }
 

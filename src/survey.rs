@@ -140,17 +140,8 @@ pub fn lacking() -> Vec<Fingerprint> {
     watch().as_ref().map_or_else(Vec::new, |watch| watch.lacking.clone())
 }
 
-/// Surveys the keyspace now, and again whenever other data was loaded or this server's role changed.
-pub fn keep_watch(ctx: Ctx<'_>) {
-    start(ctx);
-    for id in [raw::REDISMODULE_EVENT_LOADING, raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED] {
-        let event = raw::RedisModuleEvent { id, dataver: 1 };
-        // SAFETY: the callback has the type that the server calls.
-        unsafe { api!(RedisModule_SubscribeToServerEvent)(ctx.as_raw(), event, Some(on_event)) };
-    }
-}
-
-fn start(ctx: Ctx<'_>) {
+/// Surveys the keyspace: when the module is loaded, and whenever other data was loaded or this server's role changed.
+pub fn start(ctx: Ctx<'_>) {
     let mut watch = watch();
     let watch = watch.get_or_insert_default();
     watch.survey = Survey::default();
@@ -163,16 +154,6 @@ fn start(ctx: Ctx<'_>) {
 fn later(ctx: Ctx<'_>, ms: i64) {
     // SAFETY: the callback has the type that the server calls.
     unsafe { api!(RedisModule_CreateTimer)(ctx.as_raw(), ms, Some(on_timer), ptr::null_mut()) };
-}
-
-unsafe extern "C" fn on_event(ctx: *mut raw::RedisModuleCtx, event: raw::RedisModuleEvent, sub: u64, _: *mut c_void) {
-    ffi::guarded((), || {
-        let loading = event.id == raw::REDISMODULE_EVENT_LOADING;
-        if !loading || sub == raw::REDISMODULE_SUBEVENT_LOADING_ENDED {
-            // SAFETY: the server's context is valid during the call.
-            start(unsafe { Ctx::new(ctx) });
-        }
-    });
 }
 
 unsafe extern "C" fn on_timer(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {

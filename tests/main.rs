@@ -23,6 +23,7 @@ mod loading;
 mod replication;
 mod secrecy;
 mod vault;
+mod waiting;
 
 use std::process::ExitCode;
 
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         cluster::TESTS,
         hostile::TESTS,
         replication::TESTS,
+        waiting::TESTS,
         claim::TESTS,
         vault::TESTS,
         gate::TESTS,

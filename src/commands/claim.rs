@@ -1,57 +1,74 @@
 //! The limiter: `KG.CLAIM`, `KG.REMAINING`, `KG.REFUND`, `KG.INSPECT`.
 
 use keyguard_core::asked::Asked;
-use keyguard_core::effect::Claimed;
-use keyguard_core::limiter::{self, Moment, Verdict, clock, longest_ms};
+use keyguard_core::limiter::{Decision, Retry};
 use keyguard_core::names::belongs_to_store;
+use keyguard_core::waiting::{Bucket, Wish};
 use keyguard_core::window::{MAX_INSTANT_MS, WindowLog};
 use keyguard_core::{Error, Result, parse};
 
 use super::Call;
 use crate::args::{Args, once};
+use crate::config;
 use crate::effects;
-use crate::ffi::{Ctx, Name};
+use crate::ffi::{Name, raw};
 use crate::register::{Access, Arg, Category, Command, Spec};
-use crate::reply::{Map, integer};
+use crate::reply::{ClaimReply, Map, integer};
+use crate::waiting;
 
 const LIMITS: Arg = Arg::block(c"limit", &[Arg::integer(c"count"), Arg::text(c"window")]).multiple();
 
-/// `KG.CLAIM bucket count window [count window ...] [COST n]`
+const COST: Arg = Arg::integer(c"n").token(c"COST").optional();
+
+/// `KG.CLAIM bucket count window [count window ...] [COST n] [BLOCK duration] [LOCKOUT duration]`
 pub struct Claim;
 
 impl Command for Claim {
     const SPEC: Spec = Spec {
         name: c"KG.CLAIM",
-        summary: c"Takes units from a bucket if every limit allows it, and says when to come back if not",
+        summary: c"Takes units from a bucket if every limit allows it, else says when to come back, or waits",
         complexity: c"O(1) amortized when granted, O(log N) when refused, N being the entries in the longest window",
-        flags: "deny-oom fast",
+        flags: "deny-oom fast blocking",
         access: Access::Write,
         category: Category::Use,
         min_args: 4,
         secrets: &[],
-        args: &[Arg::key(c"bucket"), LIMITS, Arg::integer(c"n").token(c"COST").optional()],
+        args: &[
+            Arg::key(c"bucket"),
+            LIMITS,
+            COST,
+            Arg::text(c"wait").token(c"BLOCK").optional(),
+            Arg::text(c"lock").token(c"LOCKOUT").optional(),
+        ],
     };
 
     fn run(call: &Call<'_>, mut args: Args<'_>) -> Result<()> {
         let bucket = bucket(&mut args)?;
         let asked = Asked::claim(args)?;
-        if asked.block_ms.is_some() {
-            return Err(Error::NotYet { what: "BLOCK" });
-        }
-        if asked.lockout_ms.is_some() {
-            return Err(Error::NotYet { what: "LOCKOUT" });
-        }
+        let block_ms = asked.block_ms.map(config::checked_block_ms).transpose()?;
 
         let mut key = call.ctx.change(bucket);
-        let (verdict, moment) = decide(key.native::<WindowLog>()?, &asked, call.now_ms)?;
-
-        if verdict.granted() && asked.cost > 0 {
-            let claimed = Claimed { at_ms: moment.at_ms, units: asked.cost, window_ms: longest_ms(&asked.limits) };
-            effects::claim(call.ctx, bucket, &mut key, claimed)?;
+        let mut decision = Decision::on(key.native::<WindowLog>()?, &asked.limits, asked.cost, call.now_ms)?;
+        if let Some(ms) = waiting::others_wait_ms(call.ctx, bucket, &asked.limits, call.now_ms) {
+            decision.defer(ms);
+        }
+        if let (Some(block_ms), Retry::After(retry_ms)) = (block_ms, decision.verdict.retry)
+            && !call.ctx.has_flags(raw::REDISMODULE_CTX_FLAGS_DENY_BLOCKING)
+        {
+            drop(key);
+            let Asked { limits, cost, lockout_ms, .. } = asked;
+            let wish =
+                Wish { bucket: Bucket::new(call.ctx.selected_database(), bucket.bytes()), limits, cost, lockout_ms };
+            return waiting::join(call.ctx, wish, call.now_ms, retry_ms, block_ms);
         }
 
-        let claimed_at_ms = if verdict.granted() { moment.at_ms } else { 0 };
-        reply(call.ctx, &verdict, verdict.remaining(), verdict.reset_after_ms, claimed_at_ms);
+        if let Some(effect) = decision.effect(asked.lockout_ms) {
+            effects::book(call.ctx, bucket, &mut key, &effect)?;
+            drop(key);
+            waiting::touched(call.ctx, bucket);
+        }
+
+        ClaimReply::of_claim(&decision).send(call.ctx);
         Ok(())
     }
 }
@@ -69,7 +86,7 @@ impl Command for Remaining {
         category: Category::Use,
         min_args: 4,
         secrets: &[],
-        args: Claim::SPEC.args,
+        args: &[Arg::key(c"bucket"), LIMITS, COST],
     };
 
     fn run(call: &Call<'_>, mut args: Args<'_>) -> Result<()> {
@@ -78,10 +95,12 @@ impl Command for Remaining {
 
         let key = call.ctx.read(bucket);
         let log = key.native::<WindowLog>()?;
-        let (verdict, moment) = decide(log, &asked, call.now_ms)?;
+        let mut decision = Decision::on(log, &asked.limits, asked.cost, call.now_ms)?;
+        if let Some(ms) = waiting::others_wait_ms(call.ctx, bucket, &asked.limits, call.now_ms) {
+            decision.defer(ms);
+        }
 
-        let reset_after_ms = verdict.reset_before_ms(log, moment);
-        reply(call.ctx, &verdict, verdict.remaining_before(), reset_after_ms, 0);
+        ClaimReply::of_remaining(&decision, log).send(call.ctx);
         Ok(())
     }
 }
@@ -92,7 +111,7 @@ pub struct Refund;
 impl Command for Refund {
     const SPEC: Spec = Spec {
         name: c"KG.REFUND",
-        summary: c"Gives units back to a bucket: those of one claim, or the newest",
+        summary: c"Gives units back to a bucket, those of one claim or the newest, and wakes who waits",
         complexity: c"O(N/100) in the worst case, N being the entries in the bucket",
         flags: "fast",
         access: Access::Write,
@@ -118,9 +137,13 @@ impl Command for Refund {
             call.ctx.reply_integer(0);
             return Ok(());
         };
-        let dead_until_ms = call.now_ms.max(log.newest_ms().unwrap_or(0)).checked_sub(log.retention_ms());
+        let dead_until_ms = call.now_ms.max(log.latest_ms().unwrap_or(0)).checked_sub(log.retention_ms());
 
         let taken = effects::refund(call.ctx, bucket, &mut key, units, at_ms, dead_until_ms)?;
+        drop(key);
+        if taken > 0 {
+            waiting::touched(call.ctx, bucket);
+        }
 
         call.ctx.reply_integer(integer(taken));
         Ok(())
@@ -133,7 +156,7 @@ pub struct Inspect;
 impl Command for Inspect {
     const SPEC: Spec = Spec {
         name: c"KG.INSPECT",
-        summary: c"Says what a bucket holds: entries, units, bytes and their age",
+        summary: c"Says what a bucket holds: entries, units, bytes and their age; a lock; and how many wait",
         complexity: c"O(N/100), N being the entries in the bucket",
         flags: "",
         access: Access::Read,
@@ -157,31 +180,16 @@ impl Command for Inspect {
             .field("bytes", if log.is_empty() { 0 } else { log.memory_bytes() as u64 })
             .optional("oldest", log.oldest_ms())
             .optional("newest", log.newest_ms())
-            .field("retention", log.retention_ms());
+            .field("retention", log.retention_ms())
+            .optional("locked_until", log.locked_until_ms().filter(|until| *until > call.now_ms))
+            .field("waiters", waiting::waiters_of(call.ctx, bucket) as u64);
         map.send(call.ctx);
         Ok(())
     }
-}
-
-/// What becomes of a claim now, and the instant that it would stand under.
-fn decide(log: Option<&WindowLog>, asked: &Asked, now_ms: u64) -> Result<(Verdict, Moment)> {
-    let moment = clock(log, longest_ms(&asked.limits), now_ms);
-    let verdict = limiter::decide(log, &asked.limits, asked.cost, moment)?.ok_or(Error::Internal)?;
-    Ok((verdict, moment))
 }
 
 /// The name of a bucket: any but those of a store's own keys.
 fn bucket<'c>(args: &mut Args<'c>) -> Result<Name<'c>> {
     let name = args.name()?;
     if belongs_to_store(name.bytes()) { Err(Error::ReservedName) } else { Ok(name) }
-}
-
-fn reply(ctx: Ctx<'_>, verdict: &Verdict, remaining: u64, reset_after_ms: u64, claimed_at_ms: u64) {
-    ctx.reply_array(6);
-    ctx.reply_integer(i64::from(verdict.granted()));
-    ctx.reply_integer(integer(verdict.limit.count()));
-    ctx.reply_integer(integer(remaining));
-    ctx.reply_integer(verdict.retry.as_reply());
-    ctx.reply_integer(integer(reset_after_ms));
-    ctx.reply_integer(integer(claimed_at_ms));
 }

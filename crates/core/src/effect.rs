@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 
 const VERSION: u8 = 1;
 
-/// Room for a packed [`Effect::Claim`]: two bytes, then three numbers of at most ten.
-pub const CLAIM_BYTES: usize = 32;
+/// Room for a packed [`Effect::Claim`] or [`Effect::Lock`]: two bytes, then at most three numbers of at most ten.
+pub const BUCKET_EFFECT_BYTES: usize = 32;
 
 /// A change of one or more native values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +48,13 @@ pub enum Effect<'a> {
     Whole {
         /// The value.
         value: WholeValue<'a>,
+    },
+    /// The bucket that is the declared key refuses every claim for a while.
+    Lock {
+        /// Since when, in unix milliseconds.
+        at_ms: u64,
+        /// Until when, in unix milliseconds.
+        until_ms: u64,
     },
 }
 
@@ -108,7 +115,7 @@ impl<'a> Effect<'a> {
         postcard::to_extend(self, out).map_err(|_| Error::Internal)
     }
 
-    /// The packed form, written into a buffer: a claim of any size fits [`CLAIM_BYTES`].
+    /// The packed form, written into a buffer: a claim of any size fits [`BUCKET_EFFECT_BYTES`].
     ///
     /// # Errors
     /// [`Error::Internal`] if it does not fit.
@@ -152,6 +159,7 @@ mod tests {
             Effect::Block { at_ms: 7, net: "192.0.2.7/32", until_ms: Some(1), reason: "scraping" },
             Effect::Unblock { net: "192.0.2.7/32" },
             Effect::Whole { value: WholeValue::Bucket(b"bytes") },
+            Effect::Lock { at_ms: 7, until_ms: 9 },
         ];
         for effect in effects {
             let packed = effect.encode().unwrap();
@@ -166,7 +174,7 @@ mod tests {
     fn a_claim_is_a_few_bytes() {
         assert!(Effect::Claim(CLAIMED).encode().unwrap().len() <= 12);
         let largest = Claimed { at_ms: u64::MAX, units: u64::MAX, window_ms: u64::MAX };
-        assert!(Effect::Claim(largest).encode_into(&mut [0; CLAIM_BYTES]).is_ok());
+        assert!(Effect::Claim(largest).encode_into(&mut [0; BUCKET_EFFECT_BYTES]).is_ok());
     }
 
     #[test]

@@ -118,6 +118,9 @@ pub enum Error {
     /// A bucket that holds as many entries as it may.
     #[error("BUCKETFULL the bucket holds 1000000 entries; use a shorter window or claim more units at a time")]
     BucketFull,
+    /// More who wait for a bucket, or in all, than there may be.
+    #[error("TOOMANYWAITERS 1000 claims wait for this bucket, or 10000 in all; try again later")]
+    TooManyWaiters,
     /// No keyring, or one that lacks the key of this record.
     #[error("NOKEYRING {why}")]
     NoKeyring {
@@ -127,8 +130,8 @@ pub enum Error {
     /// A sealed secret that does not open under the name it stands under.
     #[error("TAMPERED the sealed secret does not belong to this record, or was changed")]
     Tampered,
-    /// During a slot migration, a key that may already be on the other node.
-    #[error("TRYAGAIN the store is moving to another node; try again")]
+    /// During a slot migration, a key that may already be on the other node; after one, a key that is.
+    #[error("TRYAGAIN this key is moving to another node, or has moved; try again")]
     TryAgain,
     /// A write that the server would not let through now.
     #[error("OOM command not allowed when used memory > 'maxmemory'")]

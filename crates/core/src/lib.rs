@@ -22,6 +22,7 @@ pub mod scope;
 pub mod secret;
 pub mod token;
 pub mod vault;
+pub mod waiting;
 pub mod window;
 
 pub use error::{Error, Result};

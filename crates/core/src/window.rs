@@ -9,16 +9,22 @@
 //! the units follows (a claim of one unit, the usual one, needs none). The first delta of a stream is never read: the instant
 //! of its first entry stands outside, so that dropping entries from the front rewrites nothing.
 //!
-//! * Up to 15 bytes lie in the struct itself, which takes 48 bytes: a young bucket is one allocation.
+//! * Up to 14 bytes lie in the struct itself, which takes 32 bytes: a young bucket is one allocation.
 //! * Up to 256 bytes lie in one vector.
 //! * Beyond that, chunks of up to 256 bytes, each with the instant of its first entry and the running total of units before
-//!   it: counting inside any window is two binary searches and at most one walk through a chunk.
+//!   it: counting inside any window is two binary searches and at most one walk through a chunk. The memory of chunks that
+//!   have run out is given back a few at a time, so that a claim that finds a million entries expired does not wait for it.
 //!
 //! # How long entries stay
 //!
 //! A granted claim names windows, and the log keeps what the longest of them needs: its *retention*. A window that no claim
 //! has named for its own length is forgotten, so that one mistaken `7d` does not hold a week of entries for ever; what
 //! shorter windows were named meanwhile takes its place.
+//!
+//! # Time
+//!
+//! The log remembers the latest instant that anything was booked at, also when those units were given back since: what ran
+//! out by then was dropped, so that a claim booked before it would not be held against all that it should be.
 
 use std::collections::VecDeque;
 
@@ -36,8 +42,16 @@ pub const MAX_INSTANT_MS: u64 = (1 << 48) - 1;
 /// The first byte of [`WindowLog::encode`].
 const FORMAT: u8 = 1;
 
-const INLINE_BYTES: usize = 15;
+const INLINE_BYTES: usize = 14;
 const CHUNK_BYTES: usize = 256;
+
+/// How many spent chunks a claim gives the memory back of.
+const FREED_AT_ONCE: usize = 8;
+
+/// What [`WindowLog::encode`] writes beside the entries.
+const HAS_MIXED: u64 = 1;
+const HAS_LOCK: u64 = 2;
+const HAS_LATEST: u64 = 4;
 
 /// One claim: `units` taken at `at_ms` (unix milliseconds).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,28 +65,43 @@ pub struct Entry {
 /// The log of one window-limited thing; see the module's documentation.
 #[derive(Clone)]
 pub struct WindowLog {
-    units: u64,
+    /// The instant of the oldest entry; while there is none, the latest instant.
     oldest: Packed<6>,
+    /// From there to the latest instant that anything was booked at.
     span: Packed<5>,
     retention: Packed<5>,
     body: Body,
 }
 
-const _: () = assert!(size_of::<WindowLog>() == 48, "a young bucket is one allocation of 48 bytes");
+const _: () = assert!(size_of::<WindowLog>() == 32, "a young bucket is one allocation of 32 bytes");
 
 #[derive(Clone)]
 enum Body {
     Inline { len: u8, bytes: [u8; INLINE_BYTES] },
-    Flat(Vec<u8>),
+    Flat(Box<Flat>),
     Rich(Box<Rich>),
 }
 
-/// What a log needs when it is long, or when claims on it name different windows.
+/// What a log of middle length needs.
+#[derive(Clone)]
+struct Flat {
+    units: u64,
+    bytes: Vec<u8>,
+}
+
+/// What a log needs when it is long, or when something unusual is to be remembered: claims on it that name different windows,
+/// a lock, a latest instant beyond the newest entry.
 #[derive(Clone, Default)]
 struct Rich {
+    units: u64,
     chunks: VecDeque<Chunk>,
     entries: usize,
+    /// The instant of the newest entry.
+    newest_ms: u64,
     mixed: Option<Mixed>,
+    locked_until_ms: Option<u64>,
+    /// Chunks that have run out, and wait for their memory to be given back.
+    spent: Vec<Chunk>,
 }
 
 #[derive(Clone)]
@@ -94,34 +123,40 @@ struct Mixed {
 
 impl Default for WindowLog {
     fn default() -> Self {
-        Self {
-            units: 0,
-            oldest: Packed::ZERO,
-            span: Packed::ZERO,
-            retention: Packed::ZERO,
-            body: Body::Inline { len: 0, bytes: [0; INLINE_BYTES] },
-        }
+        Self { oldest: Packed::ZERO, span: Packed::ZERO, retention: Packed::ZERO, body: Body::EMPTY }
     }
+}
+
+impl Body {
+    const EMPTY: Self = Self::Inline { len: 0, bytes: [0; INLINE_BYTES] };
 }
 
 impl WindowLog {
     /// Whether there is no entry.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.units == 0
+        match &self.body {
+            Body::Inline { len, .. } => *len == 0,
+            Body::Flat(flat) => flat.bytes.is_empty(),
+            Body::Rich(rich) => rich.entries == 0,
+        }
     }
 
     /// Units of all entries held, whatever their age.
     #[must_use]
     pub fn units(&self) -> u64 {
-        self.units
+        match &self.body {
+            Body::Inline { .. } => self.iter_short().map(|entry| entry.units).sum(),
+            Body::Flat(flat) => flat.units,
+            Body::Rich(rich) => rich.units,
+        }
     }
 
     /// The number of entries held, whatever their age.
     #[must_use]
     pub fn entries(&self) -> usize {
         match &self.body {
-            Body::Inline { .. } | Body::Flat(_) => self.iter().count(),
+            Body::Inline { .. } | Body::Flat(_) => self.iter_short().count(),
             Body::Rich(rich) => rich.entries,
         }
     }
@@ -132,10 +167,27 @@ impl WindowLog {
         (!self.is_empty()).then(|| self.oldest.get())
     }
 
-    /// The instant of the newest entry, in unix milliseconds.
+    /// The instant of the newest entry held, in unix milliseconds.
     #[must_use]
     pub fn newest_ms(&self) -> Option<u64> {
         (!self.is_empty()).then(|| self.newest())
+    }
+
+    /// The latest instant that anything was booked at, in unix milliseconds: of the newest entry, of a claim since given
+    /// back, or of a lock. `None` if nothing ever was.
+    #[must_use]
+    pub fn latest_ms(&self) -> Option<u64> {
+        let never = self.is_empty() && self.oldest == Packed::ZERO;
+        (!never).then(|| self.latest())
+    }
+
+    /// Until when every claim is refused, in unix milliseconds; `None` if no lock was ever set.
+    #[must_use]
+    pub fn locked_until_ms(&self) -> Option<u64> {
+        match &self.body {
+            Body::Rich(rich) => rich.locked_until_ms,
+            _ => None,
+        }
     }
 
     /// The longest window that the log keeps entries for, in milliseconds; 0 before the first entry.
@@ -144,16 +196,18 @@ impl WindowLog {
         self.retention.get()
     }
 
-    /// When the log may be forgotten, in unix milliseconds: one second after its newest unit has left the longest window.
+    /// When the log may be forgotten, in unix milliseconds: one second after what was booked last has left the longest window,
+    /// and no lock holds.
     #[must_use]
     pub fn expires_at_ms(&self) -> Option<u64> {
-        Some(self.newest_ms()? + self.retention_ms() + EXPIRY_SLACK_MS)
+        let out_of_sight = self.latest_ms()? + self.retention_ms();
+        Some(out_of_sight.max(self.locked_until_ms().unwrap_or(0)) + EXPIRY_SLACK_MS)
     }
 
     /// Units claimed after `after_ms`.
     #[must_use]
     pub fn units_after(&self, after_ms: u64) -> u64 {
-        self.units - self.units_until(after_ms)
+        self.units() - self.units_until(after_ms)
     }
 
     /// The instant of the entry that holds the `nth` unit (from 1) of those claimed after `after_ms`; `None` if there are
@@ -179,27 +233,47 @@ impl WindowLog {
     /// Adds a claim of `units` at `at_ms` whose longest named window is `window_ms`, and drops the entries that no window
     /// needs any more.
     ///
-    /// An instant before the newest entry can only come from a claim that started afresh (see
+    /// An instant before the latest can only come from a claim that started afresh (see
     /// [`limiter::clock`](crate::limiter::clock)): the log is emptied first. Values out of range are brought into it, so that
     /// replaying a claim cannot fail.
     pub fn push(&mut self, at_ms: u64, units: u64, window_ms: u64) {
         let at_ms = at_ms.min(MAX_INSTANT_MS);
         let units = units.clamp(1, MAX_UNITS);
         let window_ms = window_ms.clamp(1, MAX_WINDOW_MS);
-        if self.newest_ms().is_some_and(|newest| at_ms < newest) {
+        if self.latest_ms().is_some_and(|latest| at_ms < latest) {
             *self = Self::default();
+        }
+        if let Body::Rich(rich) = &mut self.body {
+            rich.locked_until_ms = rich.locked_until_ms.filter(|until| at_ms < *until);
         }
         self.retain(at_ms, window_ms);
         self.trim(at_ms.checked_sub(self.retention.get()));
         self.append(Entry { at_ms, units });
     }
 
+    /// Refuses every claim from `at_ms` until `until_ms`, and drops the entries that no window needs any more.
+    ///
+    /// As with a claim, an instant before the latest empties the log first, and values are brought into range.
+    pub fn lock(&mut self, at_ms: u64, until_ms: u64) {
+        let at_ms = at_ms.min(MAX_INSTANT_MS);
+        if self.latest_ms().is_some_and(|latest| at_ms < latest) {
+            *self = Self::default();
+        }
+        self.trim(at_ms.checked_sub(self.retention.get()));
+        let is_empty = self.is_empty();
+        let rich = self.rich();
+        rich.locked_until_ms = Some(until_ms.clamp(at_ms, MAX_INSTANT_MS));
+        rich.mixed = rich.mixed.filter(|_| !is_empty);
+        self.book(at_ms);
+    }
+
     /// Takes back up to `units` units: of the claims at exactly `at_ms`, or of the newest ones; nothing claimed at or before
     /// `dead_until_ms` (`None`: everything counts). Returns how many there were to take.
     pub fn refund(&mut self, units: u64, at_ms: Option<u64>, dead_until_ms: Option<u64>) -> u64 {
+        let latest_ms = self.latest_ms();
         let mut left = units;
         match &mut self.body {
-            Body::Rich(rich) => left -= rich.refund(left, self.units, at_ms, dead_until_ms),
+            Body::Rich(rich) => left -= rich.refund(left, at_ms, dead_until_ms),
             _ => {
                 let mut all = Chunk {
                     first_ms: self.oldest.get(),
@@ -207,39 +281,38 @@ impl WindowLog {
                     entries: u32::MAX, // not known, and not needed here
                     bytes: self.short_bytes().to_vec(),
                 };
+                let newest_ms = self.newest();
                 left -= all.refund(left, at_ms, dead_until_ms).units;
+                // The newest entry's instant stands nowhere but in its delta.
+                if left < units && all.iter().last().is_none_or(|entry| entry.at_ms < newest_ms) {
+                    self.rich();
+                    return self.refund(units, at_ms, dead_until_ms);
+                }
                 self.oldest = Packed::new(all.first_ms);
-                self.set_short_bytes(&all.bytes);
+                self.set_short_bytes(&all.bytes, units - left);
             }
         }
-        let taken = units - left;
-        self.units -= taken;
-        if self.is_empty() {
-            let retention = self.retention;
-            *self = Self { retention, ..Self::default() };
-        } else if taken > 0 {
-            let oldest = match &self.body {
-                Body::Rich(rich) => rich.chunks.front().map_or(0, |chunk| chunk.first_ms),
-                _ => self.oldest.get(),
-            };
-            let newest = match &self.body {
-                Body::Rich(rich) => rich.chunks.back().and_then(|chunk| chunk.iter().last()),
-                _ => self.iter().last(),
-            };
-            self.oldest = Packed::new(oldest);
-            self.span = Packed::new(newest.map_or(0, |entry| entry.at_ms - oldest));
+        if left < units
+            && let Some(latest_ms) = latest_ms
+        {
+            if let Body::Rich(rich) = &mut self.body {
+                let last = rich.chunks.back().and_then(|chunk| chunk.iter().last());
+                rich.newest_ms = last.map_or(0, |entry| entry.at_ms);
+                self.oldest = Packed::new(rich.chunks.front().map_or(latest_ms, |chunk| chunk.first_ms));
+                rich.mixed = rich.mixed.filter(|_| rich.entries > 0);
+            }
+            self.book(latest_ms);
         }
-        taken
+        units - left
     }
 
     /// Every entry held, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = Entry> + '_ {
-        let short = Entries::new(self.oldest.get(), self.short_bytes());
         let chunks = match &self.body {
             Body::Rich(rich) => Some(rich.chunks.iter().flat_map(Chunk::iter)),
             _ => None,
         };
-        short.chain(chunks.into_iter().flatten())
+        self.iter_short().chain(chunks.into_iter().flatten())
     }
 
     /// Whether a claim at `at_ms` naming `window_ms` finds no room: [`MAX_ENTRIES`] entries, none of which it may drop.
@@ -255,8 +328,8 @@ impl WindowLog {
     pub fn allocations(&self) -> usize {
         match &self.body {
             Body::Inline { .. } => 1,
-            Body::Flat(_) => 2,
-            Body::Rich(rich) => 3 + rich.chunks.len(),
+            Body::Flat(_) => 3,
+            Body::Rich(rich) => 4 + rich.chunks.len() + rich.spent.len(),
         }
     }
 
@@ -266,33 +339,38 @@ impl WindowLog {
         size_of::<Self>()
             + match &self.body {
                 Body::Inline { .. } => 0,
-                Body::Flat(bytes) => bytes.capacity(),
+                Body::Flat(flat) => size_of::<Flat>() + flat.bytes.capacity(),
                 Body::Rich(rich) => {
                     size_of::<Rich>()
-                        + rich.chunks.capacity() * size_of::<Chunk>()
-                        + rich.chunks.iter().map(|chunk| chunk.bytes.capacity()).sum::<usize>()
+                        + (rich.chunks.capacity() + rich.spent.capacity()) * size_of::<Chunk>()
+                        + rich.chunks.iter().chain(&rich.spent).map(|chunk| chunk.bytes.capacity()).sum::<usize>()
                 }
             }
     }
 
-    /// The log as bytes that [`decode`](Self::decode) reads: the same bytes for the same entries and retention, however they
-    /// came about.
+    /// The log as bytes that [`decode`](Self::decode) reads: the same bytes for the same entries, retention, latest instant and
+    /// lock, however they came about.
     ///
-    /// `FORMAT, retention, 0 | 1 renewed shorter, number of entries, instant of the oldest, stream`, numbers as LEB128.
+    /// `FORMAT, retention, what else there is (bits), [renewed, shorter], [locked until], [latest], number of entries, instant of
+    /// the oldest, stream`, numbers as LEB128.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let entries = self.entries();
-        let mut out = Vec::with_capacity(32 + entries * 2);
+        let mixed = self.mixed();
+        let locked_until_ms = self.locked_until_ms();
+        let latest_ms = self.latest_ms().filter(|latest| self.newest_ms() != Some(*latest));
+        let mut out = Vec::with_capacity(48 + entries * 2);
         out.push(FORMAT);
         put_varint(&mut out, self.retention.get());
-        match self.mixed() {
-            None => out.push(0),
-            Some(mixed) => {
-                out.push(1);
-                put_varint(&mut out, mixed.renewed_ms);
-                put_varint(&mut out, mixed.shorter_ms);
-            }
-        }
+        let bit = |there: bool, bit| if there { bit } else { 0 };
+        put_varint(
+            &mut out,
+            bit(mixed.is_some(), HAS_MIXED)
+                | bit(locked_until_ms.is_some(), HAS_LOCK)
+                | bit(latest_ms.is_some(), HAS_LATEST),
+        );
+        let mixed = mixed.into_iter().flat_map(|mixed| [mixed.renewed_ms, mixed.shorter_ms]);
+        mixed.chain(locked_until_ms).chain(latest_ms).for_each(|number| put_varint(&mut out, number));
         put_varint(&mut out, entries as u64);
         let oldest = self.oldest_ms().unwrap_or(0);
         put_varint(&mut out, oldest);
@@ -310,20 +388,29 @@ impl WindowLog {
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (&FORMAT, mut rest) = bytes.split_first()? else { return None };
         let retention = take_varint(&mut rest)?;
-        let mixed = match take_varint(&mut rest)? {
-            0 => None,
-            1 => Some(Mixed { renewed_ms: take_varint(&mut rest)?, shorter_ms: take_varint(&mut rest)? }),
-            _ => return None,
+        let there = take_varint(&mut rest)?;
+        if there > HAS_MIXED | HAS_LOCK | HAS_LATEST {
+            return None;
+        }
+        let mut number = |bit| if there & bit == 0 { Some(None) } else { take_varint(&mut rest).map(Some) };
+        let mixed = match (number(HAS_MIXED)?, number(HAS_MIXED)?) {
+            (Some(renewed_ms), Some(shorter_ms)) => Some(Mixed { renewed_ms, shorter_ms }),
+            _ => None,
         };
+        let locked_until_ms = number(HAS_LOCK)?;
+        let latest = number(HAS_LATEST)?;
         let entries = take_varint(&mut rest)?;
         let oldest = take_varint(&mut rest)?;
         let sound = retention <= MAX_WINDOW_MS
             && (retention > 0 || entries == 0)
-            && mixed.is_none_or(|mixed| mixed.shorter_ms < retention && mixed.renewed_ms <= MAX_INSTANT_MS)
+            && mixed
+                .is_none_or(|mixed| entries > 0 && mixed.shorter_ms < retention && mixed.renewed_ms <= MAX_INSTANT_MS)
             && (entries > 0 || oldest == 0)
             && entries <= rest.len() as u64
             && entries <= MAX_ENTRIES as u64
-            && oldest <= MAX_INSTANT_MS;
+            && oldest <= MAX_INSTANT_MS
+            && latest.is_none_or(|latest| (1..=MAX_INSTANT_MS).contains(&latest))
+            && locked_until_ms.is_none_or(|until| until <= MAX_INSTANT_MS && (entries > 0 || latest.is_some()));
         if !sound {
             return None;
         }
@@ -344,14 +431,41 @@ impl WindowLog {
         if !rest.is_empty() {
             return None;
         }
-        if mixed.is_some() {
-            log.rich().mixed = mixed;
+        if let Some(latest) = latest {
+            if entries > 0 && (latest <= at_ms || latest - oldest > retention) {
+                return None;
+            }
+            log.rich();
+            log.book(latest);
+        }
+        if mixed.is_some() || locked_until_ms.is_some() {
+            let rich = log.rich();
+            (rich.mixed, rich.locked_until_ms) = (mixed, locked_until_ms);
         }
         Some(log)
     }
 
-    fn newest(&self) -> u64 {
+    fn latest(&self) -> u64 {
         self.oldest.get() + self.span.get()
+    }
+
+    fn newest(&self) -> u64 {
+        match &self.body {
+            Body::Rich(rich) => rich.newest_ms,
+            _ => self.latest(),
+        }
+    }
+
+    /// Makes `at_ms` the latest instant.
+    fn book(&mut self, at_ms: u64) {
+        if self.is_empty() {
+            self.oldest = Packed::new(at_ms);
+        }
+        self.span = Packed::new(at_ms - self.oldest.get());
+    }
+
+    fn iter_short(&self) -> Entries<'_> {
+        Entries::new(self.oldest.get(), self.short_bytes())
     }
 
     fn mixed(&self) -> Option<Mixed> {
@@ -367,7 +481,7 @@ impl WindowLog {
             return 0;
         }
         if until_ms >= self.newest() {
-            return self.units;
+            return self.units();
         }
         let (first_ms, bytes, passed) = match &self.body {
             Body::Rich(rich) => {
@@ -410,67 +524,44 @@ impl WindowLog {
         if self.is_empty() || self.oldest.get() > until_ms {
             return;
         }
-        let newest = self.newest();
-        if newest <= until_ms {
-            self.units = 0;
+        let latest = self.latest();
+        if self.newest() <= until_ms {
+            // What follows is a claim or a lock, which brings an instant of its own.
             match &mut self.body {
-                Body::Inline { len, .. } => *len = 0,
-                Body::Flat(bytes) => bytes.clear(),
-                Body::Rich(rich) => {
-                    rich.chunks.clear();
-                    rich.entries = 0;
-                }
+                Body::Rich(rich) if rich.mixed.is_some() || rich.locked_until_ms.is_some() => rich.clear(),
+                Body::Rich(rich) if rich.chunks.len() + rich.spent.len() > FREED_AT_ONCE => rich.clear(),
+                body => *body = Body::EMPTY,
             }
+            (self.oldest, self.span) = (Packed::new(latest), Packed::ZERO);
             return;
         }
         match &mut self.body {
             Body::Rich(rich) => {
-                let base = rich.base();
-                while rich.chunks.get(1).is_some_and(|second| second.first_ms <= until_ms) {
-                    if let Some(dropped) = rich.chunks.pop_front() {
-                        rich.entries -= dropped.entries as usize;
-                    }
-                }
-                // What is left of the front chunk may be dropped in part, or in whole where its successor begins later.
-                if let Some(front) = rich.chunks.front_mut() {
-                    let dropped = front.trim(until_ms);
-                    rich.entries -= dropped;
-                    if front.entries == 0 {
-                        rich.chunks.pop_front();
-                    }
-                }
-                self.units -= rich.base().wrapping_sub(base);
-                self.oldest = Packed::new(rich.chunks.front().map_or(newest, |chunk| chunk.first_ms));
+                rich.trim(until_ms);
+                self.oldest = Packed::new(rich.chunks.front().map_or(latest, |chunk| chunk.first_ms));
             }
-            Body::Flat(bytes) => {
-                let cut = Cut::before(self.oldest.get(), bytes, until_ms);
-                bytes.drain(..cut.bytes);
-                self.units -= cut.units;
+            Body::Flat(flat) => {
+                let cut = Cut::before(self.oldest.get(), &flat.bytes, until_ms);
+                flat.bytes.drain(..cut.bytes);
+                flat.units -= cut.units;
                 self.oldest = Packed::new(cut.first_ms);
             }
             Body::Inline { len, bytes } => {
                 let cut = Cut::before(self.oldest.get(), bytes.get(..usize::from(*len)).unwrap_or_default(), until_ms);
                 bytes.copy_within(cut.bytes.., 0);
                 *len -= cut.bytes as u8;
-                self.units -= cut.units;
                 self.oldest = Packed::new(cut.first_ms);
             }
         }
-        self.span = Packed::new(newest - self.oldest.get());
+        self.span = Packed::new(latest - self.oldest.get());
     }
 
     /// Adds an entry behind all others.
     fn append(&mut self, entry: Entry) {
-        let delta = if self.is_empty() {
-            self.oldest = Packed::new(entry.at_ms);
-            0
-        } else {
-            entry.at_ms - self.newest()
-        };
-        self.span = Packed::new(entry.at_ms - self.oldest.get());
+        let delta = if self.is_empty() { 0 } else { entry.at_ms - self.newest() };
+        self.book(entry.at_ms);
         let mut encoded = [0; 20];
         let encoded = encode_entry(&mut encoded, delta, entry.units);
-        self.units += entry.units;
         match &mut self.body {
             Body::Inline { len, bytes } => {
                 let start = usize::from(*len);
@@ -478,19 +569,18 @@ impl WindowLog {
                     free.copy_from_slice(encoded);
                     *len += encoded.len() as u8;
                 } else {
-                    let mut flat = Vec::with_capacity(grown(start + encoded.len()));
-                    flat.extend_from_slice(bytes.get(..start).unwrap_or_default());
-                    flat.extend_from_slice(encoded);
-                    self.body = Body::Flat(flat);
+                    let units = self.units() + entry.units;
+                    let mut bytes = Vec::with_capacity(grown(start + encoded.len()));
+                    bytes.extend_from_slice(self.short_bytes());
+                    bytes.extend_from_slice(encoded);
+                    self.body = Body::Flat(Box::new(Flat { units, bytes }));
                 }
             }
-            Body::Flat(bytes) if bytes.len() + encoded.len() <= CHUNK_BYTES => {
-                put_exact(bytes, encoded);
+            Body::Flat(flat) if flat.bytes.len() + encoded.len() <= CHUNK_BYTES => {
+                flat.units += entry.units;
+                put_exact(&mut flat.bytes, encoded);
             }
-            Body::Flat(_) | Body::Rich(_) => {
-                let total = self.units;
-                self.rich().append(entry, encoded, total);
-            }
+            Body::Flat(_) | Body::Rich(_) => self.rich().append(entry, encoded),
         }
     }
 
@@ -500,8 +590,10 @@ impl WindowLog {
             let mut rich = Box::new(Rich::default());
             if !self.is_empty() {
                 rich.entries = self.entries();
-                let bytes = match std::mem::replace(&mut self.body, Body::Flat(Vec::new())) {
-                    Body::Flat(bytes) => bytes,
+                rich.units = self.units();
+                rich.newest_ms = self.newest();
+                let bytes = match std::mem::replace(&mut self.body, Body::EMPTY) {
+                    Body::Flat(flat) => flat.bytes,
                     Body::Inline { len, bytes } => bytes.get(..usize::from(len)).unwrap_or_default().to_vec(),
                     Body::Rich(_) => Vec::new(),
                 };
@@ -520,13 +612,13 @@ impl WindowLog {
     fn short_bytes(&self) -> &[u8] {
         match &self.body {
             Body::Inline { len, bytes } => bytes.get(..usize::from(*len)).unwrap_or_default(),
-            Body::Flat(bytes) => bytes,
+            Body::Flat(flat) => &flat.bytes,
             Body::Rich(_) => &[],
         }
     }
 
-    /// Replaces the stream of a log that is not rich by one that is not longer.
-    fn set_short_bytes(&mut self, stream: &[u8]) {
+    /// Replaces the stream of a log that is not rich by one that is not longer, and holds so many units less.
+    fn set_short_bytes(&mut self, stream: &[u8], fewer: u64) {
         match &mut self.body {
             Body::Inline { len, bytes } => {
                 if let Some(place) = bytes.get_mut(..stream.len()) {
@@ -534,9 +626,10 @@ impl WindowLog {
                     *len = stream.len() as u8;
                 }
             }
-            Body::Flat(bytes) => {
-                bytes.clear();
-                bytes.extend_from_slice(stream);
+            Body::Flat(flat) => {
+                flat.units -= fewer;
+                flat.bytes.clear();
+                flat.bytes.extend_from_slice(stream);
             }
             Body::Rich(_) => {}
         }
@@ -547,9 +640,11 @@ impl std::fmt::Debug for WindowLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("WindowLog")
             .field("entries", &self.entries())
-            .field("units", &self.units)
+            .field("units", &self.units())
             .field("oldest_ms", &self.oldest_ms())
             .field("newest_ms", &self.newest_ms())
+            .field("latest_ms", &self.latest_ms())
+            .field("locked_until_ms", &self.locked_until_ms())
             .field("retention_ms", &self.retention_ms())
             .finish()
     }
@@ -557,7 +652,11 @@ impl std::fmt::Debug for WindowLog {
 
 impl PartialEq for WindowLog {
     fn eq(&self, other: &Self) -> bool {
-        self.retention == other.retention && self.mixed() == other.mixed() && self.iter().eq(other.iter())
+        self.retention == other.retention
+            && self.latest_ms() == other.latest_ms()
+            && self.locked_until_ms() == other.locked_until_ms()
+            && self.mixed() == other.mixed()
+            && self.iter().eq(other.iter())
     }
 }
 
@@ -569,10 +668,44 @@ impl Rich {
         self.chunks.front().map_or(0, |chunk| chunk.before)
     }
 
-    /// Adds an entry, `encoded` for a stream; `total` is what the log holds with it.
-    fn append(&mut self, entry: Entry, encoded: &[u8], total: u64) {
-        self.entries += 1;
+    /// Drops every entry.
+    fn clear(&mut self) {
+        (self.units, self.entries) = (0, 0);
+        self.spent.extend(self.chunks.drain(..));
+    }
+
+    /// Drops every entry at or before `until_ms`, where one stays.
+    fn trim(&mut self, until_ms: u64) {
         let base = self.base();
+        while self.chunks.get(1).is_some_and(|second| second.first_ms <= until_ms) {
+            if let Some(dropped) = self.chunks.pop_front() {
+                self.entries -= dropped.entries as usize;
+                self.spent.push(dropped);
+            }
+        }
+        // What is left of the front chunk may be dropped in part, or in whole where its successor begins later.
+        if let Some(front) = self.chunks.front_mut() {
+            self.entries -= front.trim(until_ms);
+            if front.entries == 0 {
+                self.spent.extend(self.chunks.pop_front());
+            }
+        }
+        self.units -= self.base().wrapping_sub(base);
+    }
+
+    /// Adds an entry, `encoded` for a stream.
+    fn append(&mut self, entry: Entry, encoded: &[u8]) {
+        if !self.spent.is_empty() {
+            self.spent.truncate(self.spent.len().saturating_sub(FREED_AT_ONCE));
+            if self.spent.is_empty() {
+                self.spent = Vec::new();
+            }
+        }
+        let base = self.base();
+        let before = base.wrapping_add(self.units);
+        self.entries += 1;
+        self.units += entry.units;
+        self.newest_ms = entry.at_ms;
         match self.chunks.back_mut() {
             Some(last) if last.bytes.len() + encoded.len() <= CHUNK_BYTES => {
                 last.entries += 1;
@@ -581,7 +714,6 @@ impl Rich {
             _ => {
                 let mut bytes = Vec::with_capacity(grown(encoded.len()));
                 bytes.extend_from_slice(encoded);
-                let before = base.wrapping_add(total - entry.units);
                 self.chunks.push_back(Chunk { first_ms: entry.at_ms, before, entries: 1, bytes });
             }
         }
@@ -589,12 +721,12 @@ impl Rich {
 }
 
 impl Rich {
-    /// See [`WindowLog::refund`]; `total` is what the log holds. Returns how many units were taken.
-    fn refund(&mut self, units: u64, total: u64, at_ms: Option<u64>, dead_until_ms: Option<u64>) -> u64 {
+    /// See [`WindowLog::refund`]. Returns how many units were taken.
+    fn refund(&mut self, units: u64, at_ms: Option<u64>, dead_until_ms: Option<u64>) -> u64 {
         let mut left = units;
         // The chunks that may hold the claim end here.
         let end = at_ms.map_or(self.chunks.len(), |at_ms| self.chunks.partition_point(|chunk| chunk.first_ms <= at_ms));
-        let mut next_before = self.chunks.get(end).map_or(self.base().wrapping_add(total), |chunk| chunk.before);
+        let mut next_before = self.chunks.get(end).map_or(self.base().wrapping_add(self.units), |chunk| chunk.before);
         let mut start = end;
         let mut taken_backwards = Vec::new();
         while let Some(chunk) = start.checked_sub(1).and_then(|index| self.chunks.get_mut(index)) {
@@ -631,6 +763,7 @@ impl Rich {
         }
         let emptied = self.chunks.iter().skip(start).take_while(|chunk| chunk.entries == 0).count();
         self.chunks.drain(start..start + emptied);
+        self.units -= units - left;
         units - left
     }
 }

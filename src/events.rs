@@ -1,0 +1,37 @@
+//! What the server tells modules of itself. It keeps one callback of a module for each kind of event: this one hands them on.
+
+use std::ffi::c_void;
+
+use crate::ffi::{self, Ctx, api, raw};
+use crate::{eviction, survey, waiting};
+
+/// Asks to be told.
+pub fn subscribe(ctx: Ctx<'_>) {
+    for id in [
+        raw::REDISMODULE_EVENT_CONFIG,
+        raw::REDISMODULE_EVENT_FLUSHDB,
+        raw::REDISMODULE_EVENT_LOADING,
+        raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED,
+        raw::REDISMODULE_EVENT_SWAPDB,
+    ] {
+        let event = raw::RedisModuleEvent { id, dataver: 1 };
+        // SAFETY: the callback has the type that the server calls.
+        unsafe { api!(RedisModule_SubscribeToServerEvent)(ctx.as_raw(), event, Some(on_event)) };
+    }
+}
+
+unsafe extern "C" fn on_event(ctx: *mut raw::RedisModuleCtx, event: raw::RedisModuleEvent, sub: u64, _: *mut c_void) {
+    // SAFETY: the server's context is valid during the call.
+    let ctx = unsafe { Ctx::new(ctx) };
+    ffi::guarded((), || match event.id {
+        raw::REDISMODULE_EVENT_CONFIG => eviction::look(ctx),
+        raw::REDISMODULE_EVENT_FLUSHDB if sub == raw::REDISMODULE_SUBEVENT_FLUSHDB_END => waiting::all_touched(ctx),
+        raw::REDISMODULE_EVENT_SWAPDB => waiting::all_touched(ctx),
+        raw::REDISMODULE_EVENT_LOADING if sub == raw::REDISMODULE_SUBEVENT_LOADING_ENDED => {
+            survey::start(ctx);
+            waiting::all_touched(ctx);
+        }
+        raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED => survey::start(ctx),
+        _ => {}
+    });
+}
