@@ -47,7 +47,7 @@ install_packages() {
         apt-get install -qq --yes --no-install-recommends "${missing[@]}" 2>&1)
 }
 
-# need_build_tools: Rust, which we never install for anyone, then a C compiler and the libclang that bindgen reads with.
+# need_build_tools: Rust, which we never install for anyone, then compilers of C and C++ and the libclang that bindgen reads with.
 need_build_tools() {
     local wanted have packages=()
     wanted=$(sed -n 's/^rust-version *= *"\([0-9.]*\)".*/\1/p' "$project/Cargo.toml")
@@ -55,7 +55,7 @@ need_build_tools() {
     have=$(rustc --version | cut -d' ' -f2)
     [ "$(printf '%s\n' "$wanted" "$have" | sort -V | head -n 1)" = "$wanted" ] ||
         die "Rust $wanted or later is needed, this is $have: rustup update"
-    has cc || packages+=(build-essential)
+    has cc && has c++ || packages+=(build-essential)
     # bindgen takes the libclang that LIBCLANG_PATH names, or finds one by itself.
     [ -n "${LIBCLANG_PATH:-}" ] || packages+=(libclang-dev)
     [ ${#packages[@]} -eq 0 ] || install_missing "${packages[@]}"

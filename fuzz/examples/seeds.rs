@@ -1,0 +1,103 @@
+//! Writes the seeds of the targets that read an encoding: `cargo run --example seeds`, in the folder `fuzz`, after a change of
+//! one of the encodings. The seeds of the others are text, written by hand.
+
+use std::fs;
+
+use keyguard_core::effect::{Charge, Claimed, Effect, Owner, WholeValue};
+use keyguard_core::ip::{Net, Rule, Rules};
+use keyguard_core::meters::Meters;
+use keyguard_core::window::WindowLog;
+
+const START_MS: u64 = 1_800_000_000_000;
+
+fn main() {
+    let logs = [
+        ("empty", log(0, 0, 1)),
+        ("one_claim", log(1, 0, 1)),
+        ("inline", log(6, 9, 1)),
+        ("flat", log(60, 1_000, 1)),
+        ("chunks", log(500, 90, 1)),
+        ("weighted", log(30, 20_000, 1_000)),
+        ("same_instant", log(300, 0, 1)),
+        ("refunded", refunded()),
+        ("mixed_windows", mixed_windows()),
+    ];
+    for (name, log) in &logs {
+        assert_eq!(WindowLog::decode(&log.encode()).as_ref(), Some(log));
+        write("window_decode", name, &[&[0], &*log.encode()].concat());
+    }
+    // Four bytes for each operation: which, and three numbers.
+    let operations = [[0, 0x15, 0x01, 0x43], [2, 0x03, 0x55, 0], [3, 0x02, 0x04, 0x66], [1, 0x01, 0x02, 0x33]];
+    for (name, log) in &logs {
+        let all = [&[operations.len() as u8], operations.as_flattened(), &*log.encode()].concat();
+        write("window_decode", &format!("{name}_changed"), &all);
+    }
+
+    let mut meters = Meters::default();
+    write("meters_decode", "empty", &meters.encode());
+    meters.charge(&[("requests", claimed(0))]);
+    write("meters_decode", "one_unit", &meters.encode());
+    for index in 0..40 {
+        meters.charge(&[("requests", claimed(index)), ("tokens", claimed(index * 70)), ("x", claimed(index))]);
+    }
+    write("meters_decode", "three_units", &meters.encode());
+
+    let mut rules = Rules::new();
+    write("rules_decode", "empty", &rules.encode());
+    block(&mut rules, "192.0.2.7", None, "");
+    write("rules_decode", "one_address", &rules.encode());
+    block(&mut rules, "192.0.2.0/24", Some(START_MS), "scraping");
+    block(&mut rules, "0.0.0.0/0", Some(1), "");
+    write("rules_decode", "nested", &rules.encode());
+    block(&mut rules, "2001:db8::7", None, "one of a /64");
+    block(&mut rules, "2001:db8::/32", Some(START_MS + 1), "");
+    write("rules_decode", "both_families", &rules.encode());
+
+    let charge = |owner| Charge { owner, unit: "requests", claimed: claimed(0) };
+    for (name, effect) in [
+        ("claim", Effect::Claim(claimed(0))),
+        ("refund_newest", Effect::Refund { units: 3, at_ms: None }),
+        ("refund_at", Effect::Refund { units: 3, at_ms: Some(START_MS) }),
+        ("charge", Effect::Charge([charge(Owner::Key(17)), charge(Owner::Org("acme"))].into_iter().collect())),
+        ("block", Effect::Block { at_ms: START_MS, net: "192.0.2.7", until_ms: Some(START_MS), reason: "scraping" }),
+        ("unblock", Effect::Unblock { net: "192.0.2.7" }),
+        ("whole_bucket", Effect::Whole { value: WholeValue::Bucket(&log(6, 9, 1).encode()) }),
+        ("whole_meters", Effect::Whole { value: WholeValue::Meters(&Meters::default().encode()) }),
+        ("whole_rules", Effect::Whole { value: WholeValue::Rules(&Rules::new().encode()) }),
+    ] {
+        write("effect_decode", name, &effect.encode().expect("an effect can be packed"));
+    }
+}
+
+fn log(claims: u64, step_ms: u64, units: u64) -> WindowLog {
+    let mut log = WindowLog::default();
+    (0..claims).for_each(|index| log.push(START_MS + index * step_ms, units, 86_400_000));
+    log
+}
+
+fn refunded() -> WindowLog {
+    let mut log = log(100, 1_000, 5);
+    log.refund(37, None, None);
+    log.refund(3, Some(START_MS + 10_000), None);
+    log
+}
+
+fn mixed_windows() -> WindowLog {
+    let mut log = log(20, 1_000, 1);
+    (20..40).for_each(|index| log.push(START_MS + index * 1_000, 2, 60_000));
+    log
+}
+
+fn claimed(after_ms: u64) -> Claimed {
+    Claimed { at_ms: START_MS + after_ms, units: 1 + after_ms, window_ms: 60_000 }
+}
+
+fn block(rules: &mut Rules, net: &str, until_ms: Option<u64>, reason: &str) {
+    let net = Net::parse(net.as_bytes()).expect("a network");
+    rules.block(net, Rule { until_ms, reason: reason.to_owned() }).expect("a rule");
+}
+
+fn write(target: &str, name: &str, bytes: &[u8]) {
+    let folder = format!("{}/seeds/{target}", env!("CARGO_MANIFEST_DIR"));
+    fs::create_dir_all(&folder).and_then(|()| fs::write(format!("{folder}/{name}"), bytes)).expect("a seed is written");
+}

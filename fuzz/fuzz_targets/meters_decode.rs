@@ -1,0 +1,30 @@
+//! The hot state of a key record out of any bytes, and a charge on it.
+#![no_main]
+
+use keyguard_core::effect::Claimed;
+use keyguard_core::meters::Meters;
+use keyguard_fuzz::check_log;
+use libfuzzer_sys::fuzz_target;
+
+const UNITS: [&str; 3] = ["requests", "tokens", "x"];
+
+fuzz_target!(|input: &[u8]| {
+    let Some(mut meters) = Meters::decode(input) else { return };
+    check(&meters);
+    let [charged, also, _] = UNITS;
+    let newest_ms = meters.log(charged).and_then(|log| log.newest_ms()).unwrap_or(0);
+    let claimed = Claimed { at_ms: newest_ms + 1, units: 2, window_ms: 60_000 };
+    meters.charge(&[(charged, claimed), (also, claimed), ("not a unit", claimed)]);
+    assert!(meters.log(charged).is_some() && meters.log(also).is_some(), "a new unit finds room");
+    check(&meters);
+});
+
+fn check(meters: &Meters) {
+    UNITS.iter().filter_map(|unit| meters.log(unit)).for_each(check_log);
+    assert!(UNITS.iter().all(|unit| meters.log(unit).and_then(|log| log.expires_at_ms()) <= meters.expires_at_ms()));
+    let encoded = meters.encode();
+    let decoded = Meters::decode(&encoded).expect("what is written can be read");
+    assert_eq!(decoded, *meters);
+    assert_eq!(decoded.encode(), encoded, "equal states have equal bytes");
+    let _ = (meters.allocations(), meters.memory_bytes());
+}

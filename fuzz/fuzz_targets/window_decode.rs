@@ -1,0 +1,61 @@
+//! A window log out of any bytes, and what becomes of it under any operations.
+//!
+//! Input: the number of operations, four bytes for each, the encoded log.
+#![no_main]
+
+use keyguard_core::limit::{MAX_UNITS, MAX_WINDOW_MS};
+use keyguard_core::window::{Entry, MAX_INSTANT_MS, WindowLog};
+use keyguard_fuzz::{check_log, magnified};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| {
+    let Some((&operations, rest)) = input.split_first() else { return };
+    let Some((operations, encoded)) = rest.split_at_checked(usize::from(operations) * 4) else { return };
+    let Some(mut log) = WindowLog::decode(encoded) else { return };
+    check_log(&log);
+    for operation in operations.as_chunks().0 {
+        operate(&mut log, *operation);
+        check_log(&log);
+    }
+});
+
+fn operate(log: &mut WindowLog, [kind, a, b, c]: [u8; 4]) {
+    let newest_ms = log.newest_ms().unwrap_or(1_800_000_000_000);
+    match kind % 4 {
+        0 => push(log, newest_ms + magnified(a), magnified(b), magnified(c)),
+        1 => push(log, newest_ms.saturating_sub(magnified(a)), magnified(b), magnified(c)),
+        2 => refund(log, magnified(a), None, newest_ms.checked_sub(magnified(b))),
+        _ => {
+            let at_ms = log.iter().nth(usize::from(b)).map_or(newest_ms, |entry| entry.at_ms);
+            refund(log, magnified(a), Some(at_ms), newest_ms.checked_sub(magnified(c)));
+        }
+    }
+}
+
+fn push(log: &mut WindowLog, at_ms: u64, units: u64, window_ms: u64) {
+    let before: Vec<Entry> = log.iter().collect();
+    log.push(at_ms, units, window_ms);
+
+    let pushed = Entry { at_ms: at_ms.min(MAX_INSTANT_MS), units: units.clamp(1, MAX_UNITS) };
+    assert!(log.retention_ms() >= window_ms.clamp(1, MAX_WINDOW_MS));
+    let afresh = before.last().is_some_and(|newest| newest.at_ms > pushed.at_ms);
+    let needed = before.into_iter().filter(|entry| !afresh && entry.at_ms + log.retention_ms() > pushed.at_ms);
+    assert!(log.iter().eq(needed.chain([pushed])), "the entries that a window needs, and the new one");
+}
+
+fn refund(log: &mut WindowLog, units: u64, at_ms: Option<u64>, dead_until_ms: Option<u64>) {
+    let mut expected: Vec<Entry> = log.iter().collect();
+    let taken = log.refund(units, at_ms, dead_until_ms);
+
+    let mut left = units;
+    for entry in expected.iter_mut().rev() {
+        if at_ms.is_none_or(|at_ms| at_ms == entry.at_ms) && dead_until_ms.is_none_or(|dead| entry.at_ms > dead) {
+            let taken = entry.units.min(left);
+            entry.units -= taken;
+            left -= taken;
+        }
+    }
+    expected.retain(|entry| entry.units > 0);
+    assert_eq!(taken, units - left);
+    assert!(log.iter().eq(expected), "what was not taken back");
+}
