@@ -1,6 +1,7 @@
 //! What the tests stand on: servers to start, a client that hides nothing, replies as plain values, waiting for events.
 
 mod client;
+mod cluster;
 mod reply;
 mod sample;
 mod server;
@@ -14,6 +15,7 @@ use std::{
 };
 
 pub use client::Client;
+pub use cluster::{Cluster, migrate, slot_of};
 pub use reply::{Claim, Reply};
 pub use sample::{Sample, commands, populate, populate_store};
 pub use server::{KEYRING, OTHER_KEYRING, Server, Setup};

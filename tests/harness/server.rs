@@ -111,10 +111,10 @@ impl Setup {
         self
     }
 
-    /// A node of a cluster.
-    pub fn cluster(mut self) -> Self {
+    /// A node of a cluster that counts others as failing after this time.
+    pub fn cluster(mut self, node_timeout_ms: u32) -> Self {
         self.cluster = true;
-        self.with("cluster-node-timeout", "15000")
+        self.with("cluster-node-timeout", &node_timeout_ms.to_string())
     }
 
     /// A replica of that server.
