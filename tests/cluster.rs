@@ -17,7 +17,7 @@ server_tests![
 
 /// Two nodes with half of the slots each.
 fn pair(sut: &Sut) -> Cluster {
-    Cluster::start([(); 2].map(|()| sut.setup().cluster(15_000)).into())
+    Cluster::start([(); 2].map(|()| sut.setup().cluster(15_000)).into(), Vec::new())
 }
 
 /// Connections to the node that has the store `acme` and to the other one, and their indexes.

@@ -1,4 +1,4 @@
-//! A cluster on this machine: primaries that share the slots evenly.
+//! A cluster on this machine: primaries that share the slots evenly, each with a replica if so wanted.
 
 use redis::Value;
 
@@ -9,16 +9,19 @@ const SLOTS: usize = 16384;
 /// A running cluster.
 pub struct Cluster {
     pub primaries: Vec<Server>,
+    /// One for each primary, in the same order; or none at all.
+    pub replicas: Vec<Server>,
     /// The ids of the primaries.
     pub ids: Vec<String>,
 }
 
 impl Cluster {
     /// Starts the nodes and waits until all of them know that all is well.
-    pub fn start(primaries: Vec<Setup>) -> Self {
-        let primaries: Vec<Server> = primaries.into_iter().map(Setup::start).collect();
-        let mut clients: Vec<Client> = primaries.iter().map(Server::client).collect();
-        for (n, c) in clients.iter_mut().enumerate() {
+    pub fn start(primaries: Vec<Setup>, replicas: Vec<Setup>) -> Self {
+        let start = |setups: Vec<Setup>| setups.into_iter().map(Setup::start).collect::<Vec<Server>>();
+        let (primaries, replicas) = (start(primaries), start(replicas));
+        let mut clients: Vec<Client> = primaries.iter().chain(&replicas).map(Server::client).collect();
+        for (n, c) in clients.iter_mut().enumerate().take(primaries.len()) {
             let [first, next] = [n, n + 1].map(|n| (n * SLOTS).div_ceil(primaries.len()));
             c.ok(format!("CLUSTER ADDSLOTSRANGE {first} {}", next - 1));
             c.ok(format!("CLUSTER SET-CONFIG-EPOCH {}", n + 1));
@@ -39,10 +42,16 @@ impl Cluster {
         };
         let met = [format!("cluster_known_nodes:{}", clients.len())];
         eventually("the nodes knowing each other", || all_see(&mut clients, &met));
-        let ids = clients.iter_mut().map(id_of).collect();
+        let ids: Vec<String> = clients.iter_mut().take(primaries.len()).map(id_of).collect();
+        for (c, id) in clients.iter_mut().skip(primaries.len()).zip(&ids) {
+            c.ok(format!("CLUSTER REPLICATE {id}"));
+        }
         let well = ["cluster_state:ok".to_owned(), format!("cluster_slots_ok:{SLOTS}")];
         eventually("the cluster", || all_see(&mut clients, &well));
-        Self { primaries, ids }
+        for (primary, replica) in primaries.iter().zip(&replicas) {
+            primary.wait_for(replica);
+        }
+        Self { primaries, replicas, ids }
     }
 
     /// The slot of a key, and the primary that has had it from the start.

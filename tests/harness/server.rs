@@ -90,7 +90,7 @@ impl Setup {
         self
     }
 
-    /// Nothing but this configuration file, read from the server's directory, and a free port.
+    /// Nothing but this configuration file, read from the server's directory, a free port, and what `with` adds.
     pub fn configuration(mut self, file: &Path) -> Self {
         self.configuration = Some(file.to_owned());
         self
@@ -120,6 +120,20 @@ impl Setup {
     /// A replica of that server.
     pub fn replica_of(self, primary: &Server) -> Self {
         self.with("replicaof", &format!("127.0.0.1 {}", primary.port()))
+    }
+
+    /// A sentinel, which watches that server under the name `it`, with a quorum of two.
+    pub fn sentinel_of(mut self, primary: &Server) -> Self {
+        let file = self.directory.path().join("sentinel.conf");
+        let lines = [
+            "bind 127.0.0.1".to_owned(),
+            format!("sentinel monitor it 127.0.0.1 {} 2", primary.port()),
+            "sentinel down-after-milliseconds it 1000".to_owned(),
+            "sentinel failover-timeout it 3000".to_owned(),
+        ];
+        fs::write(&file, lines.join("\n")).unwrap();
+        self.arguments.push("--sentinel".to_owned());
+        self.configuration(&file)
     }
 
     /// The directory of the server to be.
@@ -260,7 +274,7 @@ impl Server {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file()).unwrap();
         let mut command = Command::new(&self.setup.sut.program);
         if let Some(file) = &self.setup.configuration {
-            command.arg(file).args(["--port", &port.to_string()]);
+            command.arg(file).args(["--port", &port.to_string()]).args(&self.setup.arguments);
         } else {
             let directory = self.directory().display().to_string();
             command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir", &directory]);
