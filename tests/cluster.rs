@@ -3,7 +3,8 @@
 use redis::Value;
 
 use crate::harness::{
-    Client, Reply, Sample, Server, Sut, args, commands, eventually, expect, populate_store, server_tests,
+    Client, Cluster, Reply, Sample, Sut, args, commands, eventually, expect, migrate, populate_store, server_tests,
+    slot_of,
 };
 
 server_tests![
@@ -15,72 +16,21 @@ server_tests![
 ];
 
 /// Two nodes with half of the slots each.
-struct Cluster {
-    nodes: [Server; 2],
-    ids: [String; 2],
+fn pair(sut: &Sut) -> Cluster {
+    Cluster::start([(); 2].map(|()| sut.setup().cluster(15_000)).into(), Vec::new())
 }
 
-impl Cluster {
-    fn start(sut: &Sut) -> Self {
-        let nodes = [sut.setup().cluster().start(), sut.setup().cluster().start()];
-        let mut clients = [nodes[0].client(), nodes[1].client()];
-        for (c, (slots, epoch)) in clients.iter_mut().zip([("0 8191", 1), ("8192 16383", 2)]) {
-            c.ok(format!("CLUSTER ADDSLOTSRANGE {slots}"));
-            c.ok(format!("CLUSTER SET-CONFIG-EPOCH {epoch}"));
-        }
-        let [first, second] = &mut clients;
-        // 1234... 127.0.0.1:7000@17000,host myself,master ...
-        let line = second.ok("CLUSTER NODES").text();
-        let bus = line.split(['@', ',', ' ']).nth(2).expect("the bus port").to_owned();
-        first.ok(format!("CLUSTER MEET 127.0.0.1 {} {bus}", nodes[1].port()));
-        eventually("the cluster", || {
-            for c in &mut clients {
-                let info = c.ok("CLUSTER INFO").text();
-                let wanted = ["cluster_state:ok", "cluster_known_nodes:2", "cluster_slots_ok:16384"];
-                expect(wanted.iter().all(|field| info.contains(field)), || info.clone())?;
-            }
-            Ok(())
-        });
-        let ids = clients.map(|mut c| c.ok("CLUSTER MYID").text());
-        Self { nodes, ids }
-    }
-
-    /// The node of a key: its index.
-    fn node_of(&self, key: &[u8]) -> usize {
-        usize::from(slot_of(&mut self.nodes[0].client(), key) > 8191)
-    }
-
-    /// Connections to the node that has the store `acme` and to the other one, and their indexes.
-    fn source_and_target(&self) -> (Client, Client, usize, usize) {
-        let source = self.node_of(b"acme");
-        (self.nodes[source].client(), self.nodes[1 - source].client(), source, 1 - source)
-    }
-
-    /// Opens the slot of the store `acme` for moving to the other node.
-    fn begin_migration(&self) -> i64 {
-        let (mut from, mut to, source, target) = self.source_and_target();
-        let slot = slot_of(&mut from, b"acme");
-        to.ok(format!("CLUSTER SETSLOT {slot} IMPORTING {}", self.ids[source]));
-        from.ok(format!("CLUSTER SETSLOT {slot} MIGRATING {}", self.ids[target]));
-        slot
-    }
-
-    fn end_migration(&self, slot: i64) {
-        let (mut from, mut to, _, target) = self.source_and_target();
-        for c in [&mut to, &mut from] {
-            c.ok(format!("CLUSTER SETSLOT {slot} NODE {}", self.ids[target]));
-        }
-    }
+/// Connections to the node that has the store `acme` and to the other one, and their indexes.
+fn source_and_target(cluster: &Cluster) -> (Client, Client, usize, usize) {
+    let (_, source) = cluster.place_of(b"acme");
+    (cluster.primaries[source].client(), cluster.primaries[1 - source].client(), source, 1 - source)
 }
 
-fn slot_of(c: &mut Client, key: &[u8]) -> i64 {
-    c.ok(args!["CLUSTER", "KEYSLOT", key]).int()
-}
-
-/// Moves one key as redis-cli does.
-fn migrate(from: &mut Client, to: &Client, key: &[u8]) {
-    let reply = from.ok(args!["MIGRATE", "127.0.0.1", to.port(), key, "0", "20000"]);
-    assert_eq!(reply, Value::Okay, "MIGRATE {}", key.escape_ascii());
+/// Opens the slot of the store `acme` for moving to the other node.
+fn begin_migration(cluster: &Cluster) -> i64 {
+    let (slot, source) = cluster.place_of(b"acme");
+    cluster.begin_migration(slot, source, 1 - source);
+    slot
 }
 
 fn asking(c: &mut Client, command: &[Vec<u8>]) -> Value {
@@ -89,14 +39,14 @@ fn asking(c: &mut Client, command: &[Vec<u8>]) -> Value {
 }
 
 fn clients_read_every_key(sut: &Sut) {
-    let cluster = Cluster::start(sut);
-    let mut clients = [cluster.nodes[0].client(), cluster.nodes[1].client()];
-    populate_store(&mut clients[cluster.node_of(b"acme")]);
+    let cluster = pair(sut);
+    let mut clients = [cluster.primaries[0].client(), cluster.primaries[1].client()];
+    populate_store(&mut clients[cluster.place_of(b"acme").1]);
     for n in 0..40 {
         let bucket = format!("bucket:{n}");
-        clients[cluster.node_of(bucket.as_bytes())].claim(&format!("{bucket} 5 1h"));
+        clients[cluster.place_of(bucket.as_bytes()).1].claim(&format!("{bucket} 5 1h"));
         let store = format!("store-{n}");
-        let c = &mut clients[cluster.node_of(store.as_bytes())];
+        let c = &mut clients[cluster.place_of(store.as_bytes()).1];
         c.ok(format!("KG.ADDKEY {store} vendor some-secret LIMIT 5 1h"));
         c.ok(format!("KG.ADDORG {store} shop LIMIT 5 1h"));
         let raw = c.ok(format!("KG.NEWKEY {store} shop web LIMIT 5 1h")).list()[1].text();
@@ -194,11 +144,11 @@ fn derived_keys(c: &mut Client) -> Vec<Vec<u8>> {
 }
 
 fn a_store_half_gone_says_try_again(sut: &Sut) {
-    let cluster = Cluster::start(sut);
-    let (mut from, mut to, ..) = cluster.source_and_target();
+    let cluster = pair(sut);
+    let (mut from, mut to, _, target) = source_and_target(&cluster);
     let sample = populate_store(&mut from);
     let wanted: Vec<String> = reads(&sample).iter().map(|command| essence(&from.ok(command))).collect();
-    let slot = cluster.begin_migration();
+    let slot = begin_migration(&cluster);
     let derived = derived_keys(&mut from);
     // One by one: each alone is missed by those that need it. A key that came home is migrated again later.
     for key in &derived {
@@ -208,7 +158,7 @@ fn a_store_half_gone_says_try_again(sut: &Sut) {
         assert!(refused.iter().any(|refused| *refused), "{what}: nobody missed it");
         from.ok(format!("CLUSTER SETSLOT {slot} STABLE"));
         migrate(&mut to, &from, key);
-        cluster.begin_migration();
+        begin_migration(&cluster);
     }
     for key in &derived {
         migrate(&mut from, &to, key);
@@ -224,7 +174,7 @@ fn a_store_half_gone_says_try_again(sut: &Sut) {
         assert_eq!(from.call(command).error_code(), "ASK", "{}", shown(command));
     }
     assert_eq!(from.keys(), Vec::<Vec<u8>>::new());
-    cluster.end_migration(slot);
+    cluster.end_migration(slot, target);
     assert_works(&mut to, &mut from, &sample, &wanted);
 }
 
@@ -241,12 +191,12 @@ fn assert_works(to: &mut Client, from: &mut Client, sample: &Sample, wanted: &[S
 }
 
 fn a_store_half_come_says_try_again(sut: &Sut) {
-    let cluster = Cluster::start(sut);
-    let (mut from, mut to, ..) = cluster.source_and_target();
+    let cluster = pair(sut);
+    let (mut from, mut to, _, target) = source_and_target(&cluster);
     let sample = populate_store(&mut from);
     let wanted: Vec<String> = reads(&sample).iter().map(|command| essence(&from.ok(command))).collect();
     let derived = derived_keys(&mut from);
-    let slot = cluster.begin_migration();
+    let slot = begin_migration(&cluster);
     migrate(&mut from, &to, b"acme");
     for command in reads(&sample).iter().chain(&writes(&sample)) {
         assert_eq!(from.call(command).error_code(), "ASK", "{}", shown(command));
@@ -261,19 +211,19 @@ fn a_store_half_come_says_try_again(sut: &Sut) {
         check_half_moved(&mut to, true, &sample, &wanted, &what);
         assert!(from.keys().iter().all(|key| derived.contains(key)));
     }
-    cluster.end_migration(slot);
+    cluster.end_migration(slot, target);
     assert_works(&mut to, &mut from, &sample, &wanted);
 }
 
 fn a_bucket_moves_with_its_limit(sut: &Sut) {
-    let cluster = Cluster::start(sut);
-    let (mut from, mut to, ..) = cluster.source_and_target();
+    let cluster = pair(sut);
+    let (mut from, mut to, _, target) = source_and_target(&cluster);
     for bucket in ["{acme}moved", "{acme}staying"] {
         for _ in 0..2 {
             assert!(from.claim(&format!("{bucket} 3 1h")).claimed);
         }
     }
-    let slot = cluster.begin_migration();
+    let slot = begin_migration(&cluster);
     migrate(&mut from, &to, b"{acme}moved");
     let claim = args!["KG.CLAIM", "{acme}moved", "3", "1h"];
     let fresh = args!["KG.CLAIM", "{acme}fresh", "3", "1h"];
@@ -286,7 +236,7 @@ fn a_bucket_moves_with_its_limit(sut: &Sut) {
     assert_eq!(asking(&mut to, &fresh).ints()[..3], [1, 3, 2]);
     assert_eq!(from.claim("{acme}staying 3 1h").remaining, 0);
     migrate(&mut from, &to, b"{acme}staying");
-    cluster.end_migration(slot);
+    cluster.end_migration(slot, target);
     for (bucket, remaining) in [("{acme}moved", 0), ("{acme}staying", 0), ("{acme}fresh", 2)] {
         assert_eq!(to.remaining(&format!("{bucket} 3 1h")).remaining, remaining, "{bucket}");
         assert!(to.ok(args!["PTTL", bucket]).int() > 3_500_000);
@@ -295,8 +245,8 @@ fn a_bucket_moves_with_its_limit(sut: &Sut) {
 }
 
 fn a_slot_moves_with_all_that_is_in_it(sut: &Sut) {
-    let cluster = Cluster::start(sut);
-    let (mut from, mut to, source, target) = cluster.source_and_target();
+    let cluster = pair(sut);
+    let (mut from, mut to, source, target) = source_and_target(&cluster);
     let sample = populate_store(&mut from);
     for n in 0..300 {
         from.claim(&format!("{{acme}}bucket:{} 3 1h 1000 7d", n % 100));
@@ -305,27 +255,12 @@ fn a_slot_moves_with_all_that_is_in_it(sut: &Sut) {
     let wanted: Vec<String> = reads(&sample).iter().map(|command| essence(&from.ok(command))).collect();
     let before = from.state();
     let slot = slot_of(&mut from, b"acme");
-    match &*sut.name {
-        "valkey-9.1" => {
-            from.ok(format!("CLUSTER MIGRATESLOTS SLOTSRANGE {slot} {slot} NODE {}", cluster.ids[target]));
-        }
-        "redis-8.10" => {
-            to.ok(format!("CLUSTER MIGRATION IMPORT {slot} {slot}"));
-        }
-        _ => {
-            cluster.begin_migration();
-            for key in from.keys() {
-                migrate(&mut from, &to, &key);
-            }
-            cluster.end_migration(slot);
-        }
+    if !cluster.have_slots_moved(sut, &[slot], source, target) {
+        cluster.move_slots(&[slot], source, target);
     }
-    eventually("the slot having moved", || {
-        let owner = to.call("HLEN acme");
-        expect(!owner.is_error() && from.keys().is_empty(), || {
-            let log = cluster.nodes[source].log();
-            format!("{owner:?}; {}", &log[log.len().saturating_sub(500)..])
-        })
+    eventually("the source having let go of all keys", || {
+        let keys = from.keys();
+        expect(keys.is_empty(), || format!("{keys:?}"))
     });
     let after = to.state();
     assert_eq!(after.len(), before.len());

@@ -104,7 +104,7 @@ fn makes_no_keyring_unless_told_to(sut: &Sut) {
 }
 
 fn makes_no_keyring_in_a_cluster(sut: &Sut) {
-    let server = sut.setup().cluster().keyring_to_be_made("yes").start();
+    let server = sut.setup().cluster(15_000).keyring_to_be_made("yes").start();
     let mut c = server.client();
     c.ok("CLUSTER ADDSLOTSRANGE 0 16383");
     eventually("the cluster of one", || {

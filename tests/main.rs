@@ -16,6 +16,7 @@ mod acl;
 mod claim;
 mod cluster;
 mod docs;
+mod failures;
 mod gate;
 mod harness;
 mod hostile;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
     };
     let tables = [
         // The long ones first: they overlap with the rest.
+        failures::TESTS,
         cluster::TESTS,
         hostile::TESTS,
         replication::TESTS,

@@ -6,6 +6,10 @@ use std::{
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{
+        LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
 };
 
@@ -86,7 +90,7 @@ impl Setup {
         self
     }
 
-    /// Nothing but this configuration file, read from the server's directory, and a free port.
+    /// Nothing but this configuration file, read from the server's directory, a free port, and what `with` adds.
     pub fn configuration(mut self, file: &Path) -> Self {
         self.configuration = Some(file.to_owned());
         self
@@ -107,15 +111,29 @@ impl Setup {
         self
     }
 
-    /// A node of a cluster.
-    pub fn cluster(mut self) -> Self {
+    /// A node of a cluster that counts others as failing after this time.
+    pub fn cluster(mut self, node_timeout_ms: u32) -> Self {
         self.cluster = true;
-        self.with("cluster-node-timeout", "15000")
+        self.with("cluster-node-timeout", &node_timeout_ms.to_string())
     }
 
     /// A replica of that server.
     pub fn replica_of(self, primary: &Server) -> Self {
-        self.with("replicaof", &format!("127.0.0.1 {}", primary.port))
+        self.with("replicaof", &format!("127.0.0.1 {}", primary.port()))
+    }
+
+    /// A sentinel, which watches that server under the name `it`, with a quorum of two.
+    pub fn sentinel_of(mut self, primary: &Server) -> Self {
+        let file = self.directory.path().join("sentinel.conf");
+        let lines = [
+            "bind 127.0.0.1".to_owned(),
+            format!("sentinel monitor it 127.0.0.1 {} 2", primary.port()),
+            "sentinel down-after-milliseconds it 1000".to_owned(),
+            "sentinel failover-timeout it 3000".to_owned(),
+        ];
+        fs::write(&file, lines.join("\n")).unwrap();
+        self.arguments.push("--sentinel".to_owned());
+        self.configuration(&file)
     }
 
     /// The directory of the server to be.
@@ -125,14 +143,14 @@ impl Setup {
 
     /// Starts it and waits until it answers.
     pub fn start(self) -> Server {
-        let mut server = Server { setup: self, child: None, port: 0, watch_log: true };
+        let mut server = Server { setup: self, child: None, ports: free_ports(), watch_log: true };
         server.start_again();
         server
     }
 
     /// Starts it and waits until it gives up; what it said.
     pub fn start_in_vain(self) -> String {
-        let mut server = Server { setup: self, child: None, port: 0, watch_log: false };
+        let mut server = Server { setup: self, child: None, ports: free_ports(), watch_log: false };
         server.spawn();
         let status = eventually("the server giving up", || match server.child.as_mut().unwrap().try_wait().unwrap() {
             Some(status) => Ok(status),
@@ -148,14 +166,15 @@ impl Setup {
 pub struct Server {
     setup: Setup,
     child: Option<Child>,
-    port: u16,
+    /// For clients and for the cluster's bus: the same over all its runs, so that others find it again.
+    ports: [u16; 2],
     watch_log: bool,
 }
 
 impl Server {
     /// Its port.
     pub fn port(&self) -> u16 {
-        self.port
+        self.ports[0]
     }
 
     /// Its directory: keyring, log, append-only files, dump.
@@ -170,7 +189,7 @@ impl Server {
 
     /// A new connection.
     pub fn client(&self) -> Client {
-        Client::try_connect(self.port).expect("the server takes a connection")
+        Client::try_connect(self.port()).expect("the server takes a connection")
     }
 
     /// All that it has said so far, over all its runs.
@@ -195,6 +214,7 @@ impl Server {
             }
             // The port was taken between our look and the server's: its log says so and counts for nothing.
             let _ = fs::remove_file(self.log_file());
+            self.ports = free_ports();
         }
         panic!("no free port in {PORT_ATTEMPTS} attempts");
     }
@@ -208,7 +228,7 @@ impl Server {
     /// Waits until all that this server has written so far has reached the replica.
     pub fn wait_for(&self, replica: &Server) {
         let (mut ours, mut theirs) = (self.client(), replica.client());
-        let online = format!("port={},state=online", replica.port);
+        let online = format!("port={},state=online", replica.port());
         eventually("the replica having caught up", || {
             let wanted = ours.info_number("replication", "master_repl_offset");
             let known = ours.ok("INFO replication").text().contains(&online);
@@ -228,7 +248,7 @@ impl Server {
             if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
                 return Ok(Err(status));
             }
-            let Ok(mut client) = Client::try_connect(self.port) else { return Err(self.log()) };
+            let Ok(mut client) = Client::try_connect(self.port()) else { return Err(self.log()) };
             if client.send_bytes(b"*1\r\n$4\r\nPING\r\n").is_err() || client.try_receive().is_none_or(|r| r.is_error())
             {
                 return Err(self.log());
@@ -250,12 +270,11 @@ impl Server {
     }
 
     fn spawn(&mut self) {
-        let [port, bus_port] = free_ports();
-        self.port = port;
+        let [port, bus_port] = self.ports;
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file()).unwrap();
         let mut command = Command::new(&self.setup.sut.program);
         if let Some(file) = &self.setup.configuration {
-            command.arg(file).args(["--port", &port.to_string()]);
+            command.arg(file).args(["--port", &port.to_string()]).args(&self.setup.arguments);
         } else {
             let directory = self.directory().display().to_string();
             command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir", &directory]);
@@ -285,7 +304,7 @@ impl Drop for Server {
         self.kill();
         let log = self.log();
         if thread::panicking() {
-            eprintln!("--- log of {} at port {}:\n{}\n---", self.setup.sut.name, self.port, telling_part(&log));
+            eprintln!("--- log of {} at port {}:\n{}\n---", self.setup.sut.name, self.port(), telling_part(&log));
         } else if self.watch_log {
             for word in FORBIDDEN {
                 assert!(!log.contains(word), "the log holds {word:?}:\n{log}");
@@ -302,8 +321,15 @@ fn telling_part(log: &str) -> String {
     lines[begin..].iter().take(60).copied().collect::<Vec<_>>().join("\n")
 }
 
-/// Two ports that nobody listened on a moment ago.
+/// Two ports that nobody listened on a moment ago, and that no other server of this run is given: one that ends for a while
+/// finds its own free again. They lie below those from which the system takes one for each outgoing connection.
 fn free_ports() -> [u16; 2] {
-    let listeners = [(); 2].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"));
-    listeners.map(|listener| listener.local_addr().expect("the port of a listener").port())
+    const FIRST: usize = 10_000;
+    const COUNT: usize = 22_000;
+    static NEXT: LazyLock<AtomicUsize> = LazyLock::new(|| AtomicUsize::new(rand::random_range(0..COUNT)));
+    [(); 2].map(|()| {
+        let ports = (0..COUNT).map(|_| (FIRST + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT) as u16);
+        let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+        ports.into_iter().find(is_free).expect("a free port")
+    })
 }
