@@ -21,13 +21,21 @@ fn main() {
         ("same_instant", log(300, 0, 1)),
         ("refunded", refunded()),
         ("mixed_windows", mixed_windows()),
+        ("locked", locked()),
     ];
     for (name, log) in &logs {
         assert_eq!(WindowLog::decode(&log.encode()).as_ref(), Some(log));
         write("window_decode", name, &[&[0], &*log.encode()].concat());
     }
     // Four bytes for each operation: which, and three numbers.
-    let operations = [[0, 0x15, 0x01, 0x43], [2, 0x03, 0x55, 0], [3, 0x02, 0x04, 0x66], [1, 0x01, 0x02, 0x33]];
+    let operations = [
+        [0, 0x15, 0x01, 0x43],
+        [4, 0x03, 0x55, 0],
+        [5, 0x02, 0x04, 0x66],
+        [2, 0x05, 0x31, 0],
+        [1, 0x01, 0x02, 0x33],
+        [3, 0x01, 0x21, 0],
+    ];
     for (name, log) in &logs {
         let all = [&[operations.len() as u8], operations.as_flattened(), &*log.encode()].concat();
         write("window_decode", &format!("{name}_changed"), &all);
@@ -60,6 +68,7 @@ fn main() {
         ("refund_at", Effect::Refund { units: 3, at_ms: Some(START_MS) }),
         ("charge", Effect::Charge([charge(Owner::Key(17)), charge(Owner::Org("acme"))].into_iter().collect())),
         ("block", Effect::Block { at_ms: START_MS, net: "192.0.2.7", until_ms: Some(START_MS), reason: "scraping" }),
+        ("lock", Effect::Lock { at_ms: START_MS, until_ms: START_MS + 900_000 }),
         ("unblock", Effect::Unblock { net: "192.0.2.7" }),
         ("whole_bucket", Effect::Whole { value: WholeValue::Bucket(&log(6, 9, 1).encode()) }),
         ("whole_meters", Effect::Whole { value: WholeValue::Meters(&Meters::default().encode()) }),
@@ -72,6 +81,12 @@ fn main() {
 fn log(claims: u64, step_ms: u64, units: u64) -> WindowLog {
     let mut log = WindowLog::default();
     (0..claims).for_each(|index| log.push(START_MS + index * step_ms, units, 86_400_000));
+    log
+}
+
+fn locked() -> WindowLog {
+    let mut log = log(40, 1_000, 1);
+    log.lock(START_MS + 60_000, START_MS + 960_000);
     log
 }
 

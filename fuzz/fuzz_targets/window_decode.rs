@@ -21,10 +21,13 @@ fuzz_target!(|input: &[u8]| {
 
 fn operate(log: &mut WindowLog, [kind, a, b, c]: [u8; 4]) {
     let newest_ms = log.newest_ms().unwrap_or(1_800_000_000_000);
-    match kind % 4 {
-        0 => push(log, newest_ms + magnified(a), magnified(b), magnified(c)),
-        1 => push(log, newest_ms.saturating_sub(magnified(a)), magnified(b), magnified(c)),
-        2 => refund(log, magnified(a), None, newest_ms.checked_sub(magnified(b))),
+    let latest_ms = log.latest_ms().unwrap_or(newest_ms);
+    match kind % 6 {
+        0 => push(log, latest_ms + magnified(a), magnified(b), magnified(c)),
+        1 => push(log, latest_ms.saturating_sub(magnified(a)), magnified(b), magnified(c)),
+        2 => lock(log, latest_ms + magnified(a), magnified(b)),
+        3 => lock(log, latest_ms.saturating_sub(magnified(a)), magnified(b)),
+        4 => refund(log, magnified(a), None, newest_ms.checked_sub(magnified(b))),
         _ => {
             let at_ms = log.iter().nth(usize::from(b)).map_or(newest_ms, |entry| entry.at_ms);
             refund(log, magnified(a), Some(at_ms), newest_ms.checked_sub(magnified(c)));
@@ -34,17 +37,34 @@ fn operate(log: &mut WindowLog, [kind, a, b, c]: [u8; 4]) {
 
 fn push(log: &mut WindowLog, at_ms: u64, units: u64, window_ms: u64) {
     let before: Vec<Entry> = log.iter().collect();
+    let latest_ms = log.latest_ms();
     log.push(at_ms, units, window_ms);
 
-    let pushed = Entry { at_ms: at_ms.min(MAX_INSTANT_MS), units: units.clamp(1, MAX_UNITS) };
+    let pushed = Entry { at_ms: at_ms.clamp(1, MAX_INSTANT_MS), units: units.clamp(1, MAX_UNITS) };
+    assert_eq!(log.latest_ms(), Some(pushed.at_ms));
     assert!(log.retention_ms() >= window_ms.clamp(1, MAX_WINDOW_MS));
-    let afresh = before.last().is_some_and(|newest| newest.at_ms > pushed.at_ms);
+    let afresh = latest_ms.is_some_and(|latest_ms| latest_ms > pushed.at_ms);
     let needed = before.into_iter().filter(|entry| !afresh && entry.at_ms + log.retention_ms() > pushed.at_ms);
     assert!(log.iter().eq(needed.chain([pushed])), "the entries that a window needs, and the new one");
 }
 
+fn lock(log: &mut WindowLog, at_ms: u64, length_ms: u64) {
+    let before: Vec<Entry> = log.iter().collect();
+    let latest_ms = log.latest_ms();
+    let until_ms = at_ms.saturating_add(length_ms);
+    log.lock(at_ms, until_ms);
+
+    let at_ms = at_ms.clamp(1, MAX_INSTANT_MS);
+    assert_eq!(log.latest_ms(), Some(at_ms));
+    assert_eq!(log.locked_until_ms(), Some(until_ms.clamp(at_ms, MAX_INSTANT_MS)));
+    let afresh = latest_ms.is_some_and(|latest_ms| latest_ms > at_ms);
+    let needed = before.into_iter().filter(|entry| !afresh && entry.at_ms + log.retention_ms() > at_ms);
+    assert!(log.iter().eq(needed), "the entries that a window needs");
+}
+
 fn refund(log: &mut WindowLog, units: u64, at_ms: Option<u64>, dead_until_ms: Option<u64>) {
     let mut expected: Vec<Entry> = log.iter().collect();
+    let latest_ms = log.latest_ms();
     let taken = log.refund(units, at_ms, dead_until_ms);
 
     let mut left = units;
@@ -57,5 +77,6 @@ fn refund(log: &mut WindowLog, units: u64, at_ms: Option<u64>, dead_until_ms: Op
     }
     expected.retain(|entry| entry.units > 0);
     assert_eq!(taken, units - left);
+    assert_eq!(log.latest_ms(), latest_ms, "time does not go back");
     assert!(log.iter().eq(expected), "what was not taken back");
 }

@@ -237,7 +237,7 @@ impl WindowLog {
     /// [`limiter::clock`](crate::limiter::clock)): the log is emptied first. Values out of range are brought into it, so that
     /// replaying a claim cannot fail.
     pub fn push(&mut self, at_ms: u64, units: u64, window_ms: u64) {
-        let at_ms = at_ms.min(MAX_INSTANT_MS);
+        let at_ms = at_ms.clamp(1, MAX_INSTANT_MS);
         let units = units.clamp(1, MAX_UNITS);
         let window_ms = window_ms.clamp(1, MAX_WINDOW_MS);
         if self.latest_ms().is_some_and(|latest| at_ms < latest) {
@@ -255,7 +255,7 @@ impl WindowLog {
     ///
     /// As with a claim, an instant before the latest empties the log first, and values are brought into range.
     pub fn lock(&mut self, at_ms: u64, until_ms: u64) {
-        let at_ms = at_ms.min(MAX_INSTANT_MS);
+        let at_ms = at_ms.clamp(1, MAX_INSTANT_MS);
         if self.latest_ms().is_some_and(|latest| at_ms < latest) {
             *self = Self::default();
         }
@@ -405,7 +405,7 @@ impl WindowLog {
             && (retention > 0 || entries == 0)
             && mixed
                 .is_none_or(|mixed| entries > 0 && mixed.shorter_ms < retention && mixed.renewed_ms <= MAX_INSTANT_MS)
-            && (entries > 0 || oldest == 0)
+            && (entries > 0) == (oldest > 0)
             && entries <= rest.len() as u64
             && entries <= MAX_ENTRIES as u64
             && oldest <= MAX_INSTANT_MS
