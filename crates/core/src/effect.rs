@@ -69,6 +69,29 @@ pub struct Claimed {
     pub window_ms: u64,
 }
 
+impl Claimed {
+    /// As postcard packs it, in a third of its time: one is packed for every claim.
+    fn encode_into(self, buffer: &mut [u8]) -> Option<&[u8]> {
+        const CLAIM: u8 = 0;
+        let room: &mut [u8; BUCKET_EFFECT_BYTES] = buffer.first_chunk_mut()?;
+        let (mut len, mut bytes) = (0, room.iter_mut());
+        let mut put = |byte| {
+            len += 1;
+            bytes.next().map(|place| *place = byte)
+        };
+        put(VERSION)?;
+        put(CLAIM)?;
+        for mut number in [self.at_ms, self.units, self.window_ms] {
+            while number >= 0x80 {
+                put(number as u8 | 0x80)?;
+                number >>= 7;
+            }
+            put(number as u8)?;
+        }
+        room.get(..len)
+    }
+}
+
 /// Whose hot state a charge belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Owner<'a> {
@@ -120,6 +143,9 @@ impl<'a> Effect<'a> {
     /// # Errors
     /// [`Error::Internal`] if it does not fit.
     pub fn encode_into<'b>(&self, buffer: &'b mut [u8]) -> Result<&'b [u8]> {
+        if let Self::Claim(claimed) = self {
+            return claimed.encode_into(buffer).ok_or(Error::Internal);
+        }
         let (version, rest) = buffer.split_first_mut().ok_or(Error::Internal)?;
         *version = VERSION;
         let len = 1 + postcard::to_slice(self, rest).map_err(|_| Error::Internal)?.len();
@@ -174,7 +200,11 @@ mod tests {
     fn a_claim_is_a_few_bytes() {
         assert!(Effect::Claim(CLAIMED).encode().unwrap().len() <= 12);
         let largest = Claimed { at_ms: u64::MAX, units: u64::MAX, window_ms: u64::MAX };
-        assert!(Effect::Claim(largest).encode_into(&mut [0; BUCKET_EFFECT_BYTES]).is_ok());
+        for claimed in [CLAIMED, largest, Claimed { at_ms: 0, units: 127, window_ms: 128 }] {
+            let effect = Effect::Claim(claimed);
+            let packed = effect.encode().unwrap();
+            assert_eq!(effect.encode_into(&mut [0; BUCKET_EFFECT_BYTES]), Ok(&packed[..]), "as postcard packs it");
+        }
     }
 
     #[test]

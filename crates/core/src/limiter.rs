@@ -147,7 +147,7 @@ fn against(log: Option<&WindowLog>, limit: Limit, cost: u64, moment: Moment) -> 
         None | Some(0) => Retry::Granted,
         Some(_) if cost > limit.count() => Retry::Never,
         Some(needed) => log
-            .and_then(|log| log.instant_of_unit(gone_until.unwrap_or(0), needed))
+            .and_then(|log| log.instant_of_unit(log.units() - used + needed))
             .map_or(Retry::Never, |instant| Retry::After(until(instant))),
     };
     let mut verdict = Verdict { limit, used, cost, retry, reset_after_ms: 0 };

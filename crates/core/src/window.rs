@@ -210,11 +210,9 @@ impl WindowLog {
         self.units() - self.units_until(after_ms)
     }
 
-    /// The instant of the entry that holds the `nth` unit (from 1) of those claimed after `after_ms`; `None` if there are
-    /// fewer.
+    /// The instant of the entry that holds the `nth` unit (from 1) of those held; `None` if there are fewer.
     #[must_use]
-    pub fn instant_of_unit(&self, after_ms: u64, nth: u64) -> Option<u64> {
-        let nth = self.units_until(after_ms).checked_add(nth)?;
+    pub fn instant_of_unit(&self, nth: u64) -> Option<u64> {
         let (first_ms, bytes, mut passed) = match &self.body {
             Body::Rich(rich) => {
                 let base = rich.base();
@@ -374,10 +372,14 @@ impl WindowLog {
         put_varint(&mut out, entries as u64);
         let oldest = self.oldest_ms().unwrap_or(0);
         put_varint(&mut out, oldest);
-        let mut last = oldest;
-        for entry in self.iter() {
-            put_entry(&mut out, entry.at_ms - last, entry.units);
-            last = entry.at_ms;
+        match &self.body {
+            Body::Rich(rich) => {
+                let mut last = oldest;
+                for chunk in &rich.chunks {
+                    last = put_stream(&mut out, last, chunk.first_ms, &chunk.bytes);
+                }
+            }
+            _ => drop(put_stream(&mut out, oldest, oldest, self.short_bytes())),
         }
         out
     }
@@ -849,15 +851,16 @@ impl Cut {
 
 /// Walks a stream whose first entry lies at a given instant.
 struct Entries<'a> {
-    /// The instant of the entry before; before the first one, the instant of the first one itself.
+    /// The instant of the entry before. Before the first, so much less than its instant as its delta says.
     at_ms: u64,
-    begun: bool,
     rest: &'a [u8],
 }
 
 impl<'a> Entries<'a> {
+    #[inline]
     fn new(first_ms: u64, rest: &'a [u8]) -> Self {
-        Self { at_ms: first_ms, begun: false, rest }
+        let (delta, _) = take_entry(&mut { rest }).unwrap_or_default();
+        Self { at_ms: first_ms.wrapping_sub(delta), rest }
     }
 }
 
@@ -867,10 +870,7 @@ impl Iterator for Entries<'_> {
     #[inline]
     fn next(&mut self) -> Option<Entry> {
         let (delta, units) = take_entry(&mut self.rest)?;
-        if self.begun {
-            self.at_ms += delta;
-        }
-        self.begun = true;
+        self.at_ms = self.at_ms.wrapping_add(delta);
         Some(Entry { at_ms: self.at_ms, units })
     }
 }
@@ -927,6 +927,16 @@ fn put_entry(out: &mut Vec<u8>, delta_ms: u64, units: u64) {
     out.extend_from_slice(encode_entry(&mut buffer, delta_ms, units));
 }
 
+/// Writes a stream so that it goes on after an entry at `last_ms`: all of it as it is, but for the delta that is never read.
+/// Returns the instant of its last entry.
+fn put_stream(out: &mut Vec<u8>, last_ms: u64, first_ms: u64, stream: &[u8]) -> u64 {
+    let mut entries = Entries::new(first_ms, stream);
+    let Some(first) = entries.next() else { return last_ms };
+    put_entry(out, first.at_ms - last_ms, first.units);
+    out.extend_from_slice(entries.rest);
+    entries.last().map_or(first.at_ms, |last| last.at_ms)
+}
+
 /// The bytes of one entry of a stream.
 fn encode_entry(buffer: &mut [u8; 20], delta_ms: u64, units: u64) -> &[u8] {
     let weighted = u64::from(units != 1);
@@ -954,6 +964,17 @@ fn encode_varint(buffer: &mut [u8; 20], mut at: usize, mut value: u64) -> usize 
 /// The milliseconds since the entry before, and the units, of the next entry of a stream.
 #[inline]
 fn take_entry(rest: &mut &[u8]) -> Option<(u64, u64)> {
+    // Most entries of a busy log: one unit, less than 64 ms after the one before.
+    match rest.split_first()? {
+        (&head, after) if head & 0x81 == 0 => {
+            *rest = after;
+            Some((u64::from(head >> 1), 1))
+        }
+        _ => take_long_entry(rest),
+    }
+}
+
+fn take_long_entry(rest: &mut &[u8]) -> Option<(u64, u64)> {
     let head = take_varint(rest)?;
     let units = if head & 1 == 0 { 1 } else { take_varint(rest)? };
     Some((head >> 1, units))
