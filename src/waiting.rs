@@ -23,7 +23,7 @@ use keyguard_core::waiting::{Bucket, Lines, Turn, WaiterId, Wish};
 use keyguard_core::window::WindowLog;
 use keyguard_core::{Error, Result};
 
-use crate::ffi::{self, Ctx, Name, OwnedString, api, raw};
+use crate::ffi::{self, Ctx, Kind, Name, OwnedString, api, raw};
 use crate::reply::ClaimReply;
 use crate::{effects, server};
 
@@ -295,9 +295,10 @@ fn decide(ctx: Ctx<'_>, bucket: Name<'_>, turn: &Turn, now_ms: u64, may_grant: b
 
 /// What the server would have said to a command that writes to this key, had it been one.
 fn refused_by_the_server(ctx: Ctx<'_>, bucket: Name<'_>) -> Option<Answer> {
-    let name = &[bucket.bytes()];
-    if server::is_cluster() && ctx.call(c"EXISTS", c"Ev", name).integer().is_none() {
-        return Some(Answer::Error(Error::TryAgain));
+    if server::is_cluster() && ctx.call(c"EXISTS", c"Ev", &[bucket.bytes()]).integer().is_none() {
+        // Its slot is another node's: the bucket has gone there; or it has just come from there, and the slot will follow.
+        let has_come = ctx.read(bucket).kind() != Kind::Empty;
+        return if has_come { None } else { Some(Answer::Error(Error::TryAgain)) };
     }
     // As from a script, so that the server asks whether it may write at all; and nothing that could change anything: the expiry
     // would have to be there and lie beyond that instant.

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use redis::Value;
+use redis::{Value, cluster::ClusterClient};
 
-use crate::harness::{Claim, Client, Reply, Server, Sut, args, eventually, expect, now_ms, server_tests};
+use crate::harness::{
+    Claim, Client, Cluster, Reply, Server, Sut, args, eventually, expect, migrate, now_ms, server_tests,
+};
 
 server_tests![
     two_hundred_are_served_in_the_order_they_came,
@@ -22,6 +24,7 @@ server_tests![
     transactions_scripts_and_functions_do_not_wait,
     a_demoted_primary_sends_everyone_away,
     a_failover_sends_everyone_to_the_new_primary,
+    a_slot_that_moves_takes_who_waits_along,
     shutting_down_holds_nobody,
     grants_reach_the_replica_and_the_file,
     only_so_many_may_wait,
@@ -444,6 +447,50 @@ fn a_failover_sends_everyone_to_the_new_primary(sut: &Sut) {
     assert!(again.claim().claimed);
     replica.wait_for(&primary);
     assert_eq!(primary.client().state(), new.state());
+}
+
+fn a_slot_that_moves_takes_who_waits_along(sut: &Sut) {
+    let cluster = Cluster::start((0..2).map(|_| sut.setup().cluster(15_000)).collect(), Vec::new());
+    let (slot, source) = cluster.place_of(b"b");
+    let target = 1 - source;
+    let (mut from, mut to) = (cluster.primaries[source].client(), cluster.primaries[target].client());
+
+    // Key by key. What waits at the source is told to try again as soon as the bucket has left, or the slot.
+    let mut waiter = one_waits(&cluster.primaries[source], &mut from);
+    cluster.begin_migration(slot, source, target);
+    waiting(&mut from, 1);
+    migrate(&mut from, &to, b"b");
+    let reply = waiter.reply();
+    assert_eq!(reply.error_code(), "TRYAGAIN", "{reply:?}");
+    assert_eq!(from.err("KG.CLAIM b 1 1h BLOCK 1m").split(' ').next(), Some("ASK"));
+    to.ok("ASKING");
+    assert!(!Claim::from(&to.ok("KG.CLAIM b 1 1h BLOCK 20ms")).claimed, "the bucket has moved with its units");
+    cluster.end_migration(slot, target);
+    let mut waiter = one_waits(&cluster.primaries[target], &mut to);
+    to.ok("KG.REFUND b 1");
+    assert!(waiter.claim().claimed);
+
+    // All that a client of the cluster sees of a move is that it takes its turn.
+    to.claim("c{b} 1 1h");
+    let nodes = cluster.primaries.iter().map(|node| format!("redis://127.0.0.1:{}", node.port()));
+    let client = ClusterClient::builder(nodes).retries(50).min_retry_wait(5).max_retry_wait(50);
+    let client = client.response_timeout(Duration::from_secs(60)).build().unwrap();
+    let waiter = std::thread::spawn(move || {
+        let mut connection = client.get_connection().unwrap();
+        let mut command = redis::cmd("KG.CLAIM");
+        for word in ["c{b}", "1", "1h", "BLOCK", "50s"] {
+            command.arg(word);
+        }
+        command.query::<Value>(&mut connection)
+    });
+    waiting(&mut to, 1);
+    cluster.move_slots(&[slot], target, source);
+    waiting(&mut from, 1);
+    let back = cluster.have_slots_moved(sut, &[slot], source, target);
+    let owner = if back { &mut to } else { &mut from };
+    waiting(owner, 1);
+    owner.ok("KG.REFUND c{b} 1");
+    assert!(Claim::from(&waiter.join().unwrap().expect("the client found its way")).claimed);
 }
 
 fn shutting_down_holds_nobody(sut: &Sut) {
