@@ -22,7 +22,7 @@ pub fn look(ctx: Ctx<'_>) {
     };
     let changed = UNSAFE.swap(!what.is_empty(), Ordering::Relaxed) == what.is_empty();
     if changed && !what.is_empty() {
-        let message = format!("keyguard: maxmemory-policy {policy} lets the server evict {what}; use noeviction");
+        let message = format!("maxmemory-policy {policy} lets the server evict {what}; use noeviction");
         ctx.log(Level::Warning, &message);
     }
 }

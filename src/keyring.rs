@@ -169,14 +169,11 @@ fn create(ctx: Ctx<'_>) -> Result<Arc<Keyring>> {
     let path = file(&settings);
     match write_new(&path) {
         Ok(keyring) => {
-            ctx.log(
-                Level::Notice,
-                "keyguard: made a keyring; keep a copy of the file, without it no secret can be read",
-            );
+            ctx.log(Level::Notice, "made a keyring; keep a copy of the file, without it no secret can be read");
             Ok(install(keyring, "created"))
         }
         Err(error) => {
-            ctx.log(Level::Warning, &format!("keyguard: the keyring file could not be made: {error}"));
+            ctx.log(Level::Warning, &format!("the keyring file could not be made: {error}"));
             Err(UNWRITABLE)
         }
     }

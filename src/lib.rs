@@ -89,7 +89,7 @@ fn load(ctx: Ctx<'_>, arguments: &[Name<'_>]) -> Result<(), String> {
     info::register(ctx);
     config::register(ctx, arguments)?;
     if keyring::load()?.is_none() {
-        ctx.log(Level::Notice, "keyguard: no keyring yet: limits work, key records need one");
+        ctx.log(Level::Notice, "no keyring yet: limits work, key records need one");
     }
     events::subscribe(ctx);
     survey::start(ctx);

@@ -306,7 +306,7 @@ impl<'c> Store<'c> {
         if self.ctx.call(command, c"!Ev", args).succeeded() {
             return Ok(());
         }
-        let message = format!("keyguard: the server refused its own command {}", command.to_string_lossy());
+        let message = format!("the server refused its own command {}", command.to_string_lossy());
         self.ctx.log(Level::Warning, &message);
         Err(if server::is_cluster() { Error::TryAgain } else { Error::Internal })
     }

@@ -169,8 +169,7 @@ unsafe extern "C" fn on_timer(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
         let has = |used: &Fingerprint| keyring.as_ref().is_some_and(|keyring| keyring.find(*used).is_some());
         watch.lacking = findings.used.into_iter().filter(|used| !has(used)).collect();
         for lacking in &watch.lacking {
-            let message =
-                format!("keyguard: stores here use key {lacking}, which the keyring lacks: they answer NOKEYRING");
+            let message = format!("stores here use key {lacking}, which the keyring lacks: they answer NOKEYRING");
             ctx.log(Level::Warning, &message);
         }
     });

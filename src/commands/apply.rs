@@ -38,7 +38,7 @@ impl Command for Apply {
         // Nobody reads the reply: what cannot be applied must be seen in the log.
         let effect = Effect::decode(packed).and_then(|effect| effects::apply(call.ctx, name, &effect));
         if let Err(error) = effect {
-            call.ctx.log(Level::Warning, &format!("keyguard: an effect could not be applied: {error}"));
+            call.ctx.log(Level::Warning, &format!("an effect could not be applied: {error}"));
             return Err(error);
         }
         call.ctx.replicate_verbatim();

@@ -69,7 +69,7 @@ pub enum Error {
     #[error("ERR this command is how servers tell each other of changes; clients may not call it")]
     InternalCommand,
     /// A key record, header or other value of ours that does not decode.
-    #[error("ERR the {what} of this store is damaged: it was changed from outside or written by a newer version")]
+    #[error("ERR damaged {what}: changed from outside, or written by a newer version")]
     Damaged {
         /// Which of our values.
         what: &'static str,
