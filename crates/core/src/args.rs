@@ -36,7 +36,7 @@ impl<'c, A: Argument<'c>> Args<'c, A> {
     /// # Errors
     /// [`Error::Arity`] if there is none, here and in all that take the next argument.
     pub fn name(&mut self) -> Result<A> {
-        self.rest.next().copied().ok_or(Error::Arity { usage: (self.usage)() })
+        self.rest.next().copied().ok_or_else(|| Error::Arity { usage: (self.usage)() })
     }
 
     /// The next argument.
@@ -111,7 +111,7 @@ impl<'c, A: Argument<'c>> Args<'c, A> {
         let Some(word) = self.rest.next() else { return Ok(None) };
         let word = word.bytes();
         let known = options.iter().find(|option| word.eq_ignore_ascii_case(option.as_bytes()));
-        known.map(|option| Some(*option)).ok_or(Error::Syntax { usage: (self.usage)() })
+        known.map(|option| Some(*option)).ok_or_else(|| Error::Syntax { usage: (self.usage)() })
     }
 
     /// Takes the next argument if it is `word`, whatever its case.

@@ -964,11 +964,15 @@ fn encode_varint(buffer: &mut [u8; 20], mut at: usize, mut value: u64) -> usize 
 /// The milliseconds since the entry before, and the units, of the next entry of a stream.
 #[inline]
 fn take_entry(rest: &mut &[u8]) -> Option<(u64, u64)> {
-    // Most entries of a busy log: one unit, less than 64 ms after the one before.
-    match rest.split_first()? {
-        (&head, after) if head & 0x81 == 0 => {
+    // Most entries: one unit, less than 64 ms or 8 s after the one before.
+    match **rest {
+        [head, ref after @ ..] if head & 0x81 == 0 => {
             *rest = after;
             Some((u64::from(head >> 1), 1))
+        }
+        [low, high, ref after @ ..] if low & 1 == 0 && high < 0x80 => {
+            *rest = after;
+            Some((u64::from(low & 0x7f) >> 1 | u64::from(high) << 6, 1))
         }
         _ => take_long_entry(rest),
     }
