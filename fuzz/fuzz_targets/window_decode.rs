@@ -12,6 +12,7 @@ fuzz_target!(|input: &[u8]| {
     let Some((&operations, rest)) = input.split_first() else { return };
     let Some((operations, encoded)) = rest.split_at_checked(usize::from(operations) * 4) else { return };
     let Some(mut log) = WindowLog::decode(encoded) else { return };
+    assert_eq!(log.encode(), encoded, "nothing else than what is written is read");
     check_log(&log);
     for operation in operations.as_chunks().0 {
         operate(&mut log, *operation);

@@ -384,8 +384,8 @@ impl WindowLog {
         out
     }
 
-    /// Reads what [`encode`](Self::encode) wrote. Any bytes may come (from a dump that someone made up): `None` for what
-    /// cannot have been written, and no allocation that the length of `bytes` does not bound.
+    /// Reads what [`encode`](Self::encode) writes, and nothing else. Any bytes may come (from a dump that someone made up):
+    /// `None` for what cannot have been written, and no allocation that the length of `bytes` does not bound.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (&FORMAT, mut rest) = bytes.split_first()? else { return None };
@@ -417,8 +417,12 @@ impl WindowLog {
             return None;
         }
         let mut log = Self { retention: Packed::new(retention), ..Self::default() };
-        let mut at_ms = oldest;
+        let (stream, mut rich, mut at_ms) = (rest, Rich::default(), oldest);
+        let mut chunk = Chunk { first_ms: oldest, before: 0, entries: 0, bytes: Vec::new() };
+        // Where in the stream the chunk begins.
+        let mut start = 0;
         for index in 0..entries {
+            let here = stream.len() - rest.len();
             let (delta, units) = take_entry(&mut rest)?;
             at_ms = at_ms.checked_add(delta)?;
             let sound = (index > 0 || delta == 0)
@@ -428,10 +432,33 @@ impl WindowLog {
             if !sound {
                 return None;
             }
-            log.append(Entry { at_ms, units });
+            if stream.len() - rest.len() - start > CHUNK_BYTES {
+                let next = Chunk { first_ms: at_ms, before: rich.units, entries: 0, bytes: Vec::new() };
+                let bytes = stream.get(start..here)?.to_vec();
+                rich.chunks.push_back(Chunk { bytes, ..std::mem::replace(&mut chunk, next) });
+                start = here;
+            }
+            chunk.entries += 1;
+            rich.units += units;
         }
         if !rest.is_empty() {
             return None;
+        }
+        if entries > 0 {
+            (log.oldest, log.span) = (Packed::new(oldest), Packed::new(at_ms - oldest));
+            log.body = match stream.len() {
+                ..=INLINE_BYTES => {
+                    let mut bytes = [0; INLINE_BYTES];
+                    bytes.get_mut(..stream.len())?.copy_from_slice(stream);
+                    Body::Inline { len: stream.len() as u8, bytes }
+                }
+                ..=CHUNK_BYTES => Body::Flat(Box::new(Flat { units: rich.units, bytes: stream.to_vec() })),
+                _ => {
+                    rich.chunks.push_back(Chunk { bytes: stream.get(start..)?.to_vec(), ..chunk });
+                    (rich.entries, rich.newest_ms) = (entries as usize, at_ms);
+                    Body::Rich(Box::new(rich))
+                }
+            };
         }
         if let Some(latest) = latest {
             if entries > 0 && (latest <= at_ms || latest - oldest > retention) {
@@ -970,7 +997,7 @@ fn take_entry(rest: &mut &[u8]) -> Option<(u64, u64)> {
             *rest = after;
             Some((u64::from(head >> 1), 1))
         }
-        [low, high, ref after @ ..] if low & 1 == 0 && high < 0x80 => {
+        [low, high @ 1..0x80, ref after @ ..] if low & 1 == 0 => {
             *rest = after;
             Some((u64::from(low & 0x7f) >> 1 | u64::from(high) << 6, 1))
         }
@@ -980,7 +1007,7 @@ fn take_entry(rest: &mut &[u8]) -> Option<(u64, u64)> {
 
 fn take_long_entry(rest: &mut &[u8]) -> Option<(u64, u64)> {
     let head = take_varint(rest)?;
-    let units = if head & 1 == 0 { 1 } else { take_varint(rest)? };
+    let units = if head & 1 == 0 { 1 } else { take_varint(rest).filter(|units| *units != 1)? };
     Some((head >> 1, units))
 }
 
@@ -992,7 +1019,7 @@ fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-/// Unsigned LEB128; `None` at the end of the bytes or beyond 64 bits.
+/// Unsigned LEB128, as short as it can be; `None` at the end of the bytes, beyond 64 bits or for a longer form.
 #[inline]
 fn take_varint(rest: &mut &[u8]) -> Option<u64> {
     let (&first, after) = rest.split_first()?;
@@ -1011,7 +1038,7 @@ fn take_varint(rest: &mut &[u8]) -> Option<u64> {
         }
         value |= bits << shift;
         if byte < 0x80 {
-            return Some(value);
+            return (byte > 0).then_some(value);
         }
         shift += 7;
     }
