@@ -573,6 +573,20 @@ impl CallReply {
         }
     }
 
+    /// The string that the command answered; `None` for an error or anything else.
+    pub fn text(&self) -> Option<String> {
+        if !self.succeeded() {
+            return None;
+        }
+        let mut len = 0;
+        // SAFETY: the reply is not null; other types give a null pointer; the bytes are copied while the reply lives.
+        unsafe {
+            let start = api!(RedisModule_CallReplyStringPtr)(self.0, &mut len);
+            (!start.is_null())
+                .then(|| String::from_utf8_lossy(std::slice::from_raw_parts(start.cast(), len)).into_owned())
+        }
+    }
+
     /// The element of an array, if it is a string.
     pub fn element(&self, index: usize) -> Option<String> {
         if self.0.is_null() {

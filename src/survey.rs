@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use keyguard_core::keyring::Fingerprint;
 use keyguard_core::names::StoreName;
 
-use crate::ffi::{self, Ctx, Kind, Level, Name, api, raw};
+use crate::ffi::{self, Ctx, Kind, Level, Name, OwnedString, api, raw};
 use crate::{keyring, store};
 
 /// How long one slice may take, once it has made [`STEPS`] steps.
@@ -81,11 +81,14 @@ impl Survey {
                 return false;
             }
             steps += 1;
-            let findings: *mut Findings = &raw mut self.findings;
+            let mut names: Vec<Vec<u8>> = Vec::new();
             // SAFETY: the cursor is created by the server, and destroyed when dropped.
             let cursor = self.cursor.get_or_insert_with(|| Cursor(unsafe { api!(RedisModule_ScanCursorCreate)() }));
-            // SAFETY: the callback has the type that the server calls, and the findings outlive the call.
-            if unsafe { api!(RedisModule_Scan)(ctx.as_raw(), cursor.0, Some(look), findings.cast()) } == 0 {
+            // SAFETY: the callback has the type that the server calls, and the names outlive the call.
+            let more =
+                unsafe { api!(RedisModule_Scan)(ctx.as_raw(), cursor.0, Some(collect), (&raw mut names).cast()) } != 0;
+            names.iter().for_each(|name| look(ctx, name, &mut self.findings));
+            if !more {
                 self.next_database();
             }
         }
@@ -97,28 +100,36 @@ impl Survey {
     }
 }
 
-unsafe extern "C" fn look(
-    ctx: *mut raw::RedisModuleCtx,
+/// Only takes down the names of what may be a store. To open a key may find it expired and delete it, and then the server would
+/// go on with the handle that it holds during this call: it reads what it has freed.
+unsafe extern "C" fn collect(
+    _: *mut raw::RedisModuleCtx,
     name: *mut raw::RedisModuleString,
-    _: *mut raw::RedisModuleKey,
-    findings: *mut c_void,
+    key: *mut raw::RedisModuleKey,
+    names: *mut c_void,
 ) {
     ffi::guarded((), || {
-        // SAFETY: the server's context and name are valid during the call.
-        let (ctx, name) = unsafe { (Ctx::new(ctx), Name::new(name)) };
-        if StoreName::parse(name.bytes()).is_err() {
-            return;
-        }
-        let key = ctx.read(name);
-        let has = |field| key.hash_field(field).is_ok_and(|value| value.is_some());
-        if key.kind() == Kind::Hash && has(c"schema") && (has(c"vault_keys") || has(c"api_keys")) {
-            drop(key);
-            // SAFETY: the findings are what `slice` lends for the call.
-            let findings = unsafe { &mut *findings.cast::<Findings>() };
-            findings.records = true;
-            findings.used.extend(store::fingerprints(ctx, name.bytes()));
+        // SAFETY: the server's key is valid during the call, or null.
+        let is_hash =
+            key.is_null() || unsafe { api!(RedisModule_KeyType)(key) } as isize == raw::REDISMODULE_KEYTYPE_HASH;
+        // SAFETY: the server's name is valid during the call.
+        let name = unsafe { Name::new(name) };
+        if is_hash && StoreName::parse(name.bytes()).is_ok() {
+            // SAFETY: the names are what `slice` lends for the call.
+            unsafe { &mut *names.cast::<Vec<Vec<u8>>>() }.push(name.bytes().to_vec());
         }
     });
+}
+
+fn look(ctx: Ctx<'_>, name: &[u8], findings: &mut Findings) {
+    let store = OwnedString::new(name);
+    let key = ctx.read(store.name());
+    let has = |field| key.hash_field(field).is_ok_and(|value| value.is_some());
+    if key.kind() == Kind::Hash && has(c"schema") && (has(c"vault_keys") || has(c"api_keys")) {
+        drop(key);
+        findings.records = true;
+        findings.used.extend(store::fingerprints(ctx, name));
+    }
 }
 
 /// The survey that runs beside everything else, and what the last one found to be lacking.

@@ -98,8 +98,8 @@ fn nobody_waits() -> bool {
 
 impl Waiting {
     /// Takes someone out of the lines.
-    fn take(&mut self, id: WaiterId) -> Option<Held> {
-        let held = self.lines.leave(id)?;
+    fn take(&mut self, id: WaiterId, now_ms: u64) -> Option<Held> {
+        let held = self.lines.leave(id, now_ms)?;
         self.of_client.remove(&held.0.addr());
         WAITERS.store(self.lines.waiters(), Ordering::Relaxed);
         Some(held)
@@ -151,7 +151,7 @@ pub fn others_wait_ms(ctx: Ctx<'_>, bucket: Name<'_>, limits: &Limits, now_ms: u
 /// # Errors
 /// [`Error::TooManyWaiters`].
 pub fn join(ctx: Ctx<'_>, wish: Wish, now_ms: u64, retry_ms: u64, block_ms: u64) -> Result<()> {
-    waiting(|waiting| waiting.lines.has_room(&wish.bucket))?;
+    waiting(|waiting| waiting.lines.has_room(&wish))?;
     if waiting(|waiting| waiting.detached.is_none()) {
         // SAFETY: the context is valid; the server makes another one that is ours, and kept for good.
         let detached = Detached(unsafe { api!(RedisModule_GetDetachedThreadSafeContext)(ctx.as_raw()) });
@@ -180,7 +180,8 @@ pub fn touched(ctx: Ctx<'_>, bucket: Name<'_>) {
         return;
     }
     let database = ctx.selected_database();
-    if waiting(|waiting| waiting.lines.touch(database, bucket.bytes())) {
+    let now_ms = ctx.milliseconds();
+    if waiting(|waiting| waiting.lines.touch(database, bucket.bytes(), now_ms)) {
         arm(ctx);
     }
 }
@@ -190,20 +191,20 @@ pub fn unlinked(database: c_int, bucket: Name<'_>) {
     if nobody_waits() {
         return;
     }
-    let detached = waiting(|waiting| {
-        let touched = waiting.lines.touch(database, bucket.bytes());
-        waiting.detached.filter(|_| touched)
-    });
-    if let Some(Detached(ctx)) = detached {
-        // SAFETY: the context is never freed, and this is the main thread, which unlinks.
-        arm(unsafe { Ctx::new(ctx) });
+    let Some(Detached(ctx)) = waiting(|waiting| waiting.detached) else { return };
+    // SAFETY: the context is never freed, and this is the main thread, which unlinks.
+    let ctx = unsafe { Ctx::new(ctx) };
+    let now_ms = ctx.milliseconds();
+    if waiting(|waiting| waiting.lines.touch(database, bucket.bytes(), now_ms)) {
+        arm(ctx);
     }
 }
 
 /// Any bucket may have changed.
 pub fn all_touched(ctx: Ctx<'_>) {
     if !nobody_waits() {
-        waiting(|waiting| waiting.lines.touch_all());
+        let now_ms = ctx.milliseconds();
+        waiting(|waiting| waiting.lines.touch_all(now_ms));
         arm(ctx);
     }
 }
@@ -219,7 +220,7 @@ fn arm(ctx: Ctx<'_>) {
             waiting.lines.due_ms().map(|_| waiting.lines.next_end_ms().unwrap_or(u64::MAX).min(now_ms + PAUSED_MS))
         };
         let due = due.filter(|due| waiting.timer.as_ref().is_none_or(|timer| *due < timer.due_ms));
-        (due, due.and(waiting.timer.take()))
+        (due, due.and_then(|_| waiting.timer.take()))
     });
     let Some(due_ms) = due_ms else { return };
     // SAFETY: the context is valid; the timer is one that has not run yet, and has no data; the callback has the type that the
@@ -260,7 +261,7 @@ fn serve(ctx: Ctx<'_>) {
             Ok(Decided::Answer(answer)) => answer,
             Err(error) => Answer::Error(error),
         };
-        if let Some(held) = waiting(|waiting| waiting.take(turn.waiter)) {
+        if let Some(held) = waiting(|waiting| waiting.take(turn.waiter, now_ms)) {
             held.release(Some(answer));
         }
     }
@@ -288,22 +289,39 @@ fn decide(ctx: Ctx<'_>, bucket: Name<'_>, turn: &Turn, now_ms: u64, may_grant: b
     if may_grant && let Some(effect) = decision.effect(*lockout_ms) {
         ctx.refuse_if_out_of_memory()?;
         effects::book(ctx, bucket, &mut key, &effect)?;
-        waiting(|waiting| waiting.lines.touch(*database, bucket.bytes()));
+        waiting(|waiting| waiting.lines.touch(*database, bucket.bytes(), now_ms));
     }
     Ok(Decided::Answer(Answer::Claim(ClaimReply::of_claim(&decision))))
 }
 
 /// What the server would have said to a command that writes to this key, had it been one.
 fn refused_by_the_server(ctx: Ctx<'_>, bucket: Name<'_>) -> Option<Answer> {
-    if server::is_cluster() && ctx.call(c"EXISTS", c"Ev", &[bucket.bytes()]).integer().is_none() {
-        // Its slot is another node's: the bucket has gone there; or it has just come from there, and the slot will follow.
-        let has_come = ctx.read(bucket).kind() != Kind::Empty;
+    if server::is_cluster()
+        && let Some(words) = ctx.call(c"EXISTS", c"Ev", &[bucket.bytes()]).error()
+    {
+        if words.contains("cluster is down") {
+            return Some(Answer::Refused("CLUSTERDOWN The cluster is down".to_owned()));
+        }
+        // Its slot is another node's. The bucket has gone there; or it has just come from there, and the slot will follow.
+        let has_come = ctx.read(bucket).kind() != Kind::Empty && is_importing(ctx, bucket);
         return if has_come { None } else { Some(Answer::Error(Error::TryAgain)) };
     }
     // As from a script, so that the server asks whether it may write at all; and nothing that could change anything: the expiry
     // would have to be there and lie beyond that instant.
     let nothing = [bucket.bytes(), b"9007199254740991", b"XX", b"LT"];
-    ctx.call(c"PEXPIREAT", c"ESv", &nothing).error().map(Answer::Refused)
+    let words = ctx.call(c"PEXPIREAT", c"ESv", &nothing).error()?;
+    // Other words, such as those for a command that was renamed away, are not about this.
+    ["MISCONF ", "NOREPLICAS ", "READONLY ", "MASTERDOWN "]
+        .iter()
+        .any(|code| words.starts_with(code))
+        .then_some(Answer::Refused(words))
+}
+
+/// Whether this node takes over the slot of a key.
+fn is_importing(ctx: Ctx<'_>, key: Name<'_>) -> bool {
+    let Some(slot) = ctx.call(c"CLUSTER", c"Ev", &[b"KEYSLOT", key.bytes()]).integer() else { return false };
+    let nodes = ctx.call(c"CLUSTER", c"Ev", &[b"NODES"]).text().unwrap_or_default();
+    nodes.lines().any(|node| node.contains("myself") && node.contains(&format!("[{slot}-<-")))
 }
 
 unsafe extern "C" fn on_answer(ctx: *mut raw::RedisModuleCtx, _: *mut *mut raw::RedisModuleString, _: c_int) -> c_int {
@@ -336,17 +354,18 @@ unsafe extern "C" fn on_unblock(ctx: *mut raw::RedisModuleCtx, _: *mut *mut raw:
     ffi::guard(ctx, || {
         // SAFETY: in this callback the server has a held client to give.
         let held = Held(unsafe { api!(RedisModule_GetBlockedClientHandle)(ctx.as_raw()) });
+        let now_ms = ctx.milliseconds();
         let turn = waiting(|waiting| {
             let id = *waiting.of_client.get(&held.0.addr())?;
             let turn = waiting.lines.last_turn(id);
-            waiting.take(id);
+            waiting.take(id, now_ms);
             turn
         });
         let Some(turn) = turn else { return Err(Error::Internal) };
         held.release(None);
         arm(ctx);
         let bucket = OwnedString::new(&turn.wish.bucket.name);
-        match decide(ctx, bucket.name(), &turn, ctx.milliseconds(), false)? {
+        match decide(ctx, bucket.name(), &turn, now_ms, false)? {
             Decided::Answer(Answer::Claim(reply)) => reply.send(ctx),
             _ => return Err(Error::Internal),
         }
@@ -356,15 +375,17 @@ unsafe extern "C" fn on_unblock(ctx: *mut raw::RedisModuleCtx, _: *mut *mut raw:
 
 /// The client is gone: it hung up, was killed, unblocked with an error, or sent away because this server's role changed.
 unsafe extern "C" fn on_disconnect(ctx: *mut raw::RedisModuleCtx, held: *mut raw::RedisModuleBlockedClient) {
+    // SAFETY: the server's context is valid during the call.
+    let ctx = unsafe { Ctx::new(ctx) };
     ffi::guarded((), || {
+        let now_ms = ctx.milliseconds();
         let taken = waiting(|waiting| {
             let id = *waiting.of_client.get(&held.addr())?;
-            waiting.take(id)
+            waiting.take(id, now_ms)
         });
         if let Some(held) = taken {
             held.release(None);
-            // SAFETY: the server's context is valid during the call.
-            arm(unsafe { Ctx::new(ctx) });
+            arm(ctx);
         }
     });
 }

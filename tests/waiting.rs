@@ -28,6 +28,8 @@ server_tests![
     shutting_down_holds_nobody,
     grants_reach_the_replica_and_the_file,
     only_so_many_may_wait,
+    one_timer_serves_them_all,
+    a_cluster_that_is_down_grants_nothing,
     the_longest_wait_is_a_setting,
     info_and_inspect_show_who_waits,
     a_refusal_locks_the_bucket_for_as_long_as_it_says,
@@ -550,12 +552,59 @@ fn only_so_many_may_wait(sut: &Sut) {
     let text = c.refused("TOOMANYWAITERS", "KG.CLAIM b 1 1h BLOCK 1m");
     assert!(text.contains("1000"), "{text}");
     c.refused("TOOMANYWAITERS", "KG.CLAIM b 2 1h COST 2 BLOCK 1m");
+    let mut lines = Vec::new();
+    for count in 1..=16 {
+        c.claim("d 1 1h COST 1");
+        lines.push(Waiter::asks(&server, &format!("d 1 {count}h BLOCK 1m")));
+    }
+    waiting(&mut c, 1016);
+    c.refused("TOOMANYWAITERS", "KG.CLAIM d 1 17h BLOCK 1m");
+    drop(lines);
+    waiting(&mut c, 1000);
     assert!(!c.claim("b 1 1h").claimed, "who does not wait is refused as ever");
     let other = Waiter::asks(&server, "c 1 1h BLOCK 1m");
     waiting(&mut c, 1001);
     assert_eq!(c.ok("KG.INSPECT b").field("waiters").int(), 1000);
     drop(other);
     drop(waiters);
+    waiting(&mut c, 0);
+}
+
+fn one_timer_serves_them_all(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    let waiter = one_waits(&server, &mut c);
+    let claims: Vec<_> = (0..10_000).map(|_| args!["KG.CLAIM", "b", 1_000_000, "1m"]).collect();
+    for _ in 0..2 {
+        c.pipeline(&claims);
+        drop(Waiter::asks(&server, "b 1 1h BLOCK 1m"));
+        waiting(&mut c, 1);
+    }
+    // Timers that were set and forgotten would go off, and set others, for as long as anyone waits.
+    let busy = |c: &mut Client| -> f64 {
+        ["used_cpu_user", "used_cpu_sys"]
+            .map(|field| c.info("cpu", field).unwrap().parse::<f64>().unwrap())
+            .iter()
+            .sum()
+    };
+    let before = busy(&mut c);
+    let begun = Instant::now();
+    eventually("two seconds", || expect(begun.elapsed() > Duration::from_secs(2), String::new));
+    let busy = busy(&mut c) - before;
+    assert!(busy < 0.4, "{busy} s of work in two seconds in which nothing happened");
+    drop(waiter);
+}
+
+fn a_cluster_that_is_down_grants_nothing(sut: &Sut) {
+    let cluster = Cluster::start((0..2).map(|_| sut.setup().cluster(15_000)).collect(), Vec::new());
+    let (slot, source) = cluster.place_of(b"b");
+    let mut c = cluster.primaries[source].client();
+    let mut waiter = one_waits(&cluster.primaries[source], &mut c);
+    // Any other slot of the node: without an owner for it the cluster counts as down.
+    let other = if source == 0 { (slot + 1) % 8192 } else { 8192 + (slot + 1) % 8192 };
+    c.ok(format!("CLUSTER DELSLOTS {other}"));
+    let reply = waiter.reply();
+    assert_eq!(reply.error_code(), "CLUSTERDOWN", "{reply:?}");
     waiting(&mut c, 0);
 }
 

@@ -54,6 +54,7 @@ impl Command for Claim {
         }
         if let (Some(block_ms), Retry::After(retry_ms)) = (block_ms, decision.verdict.retry)
             && !call.ctx.has_flags(raw::REDISMODULE_CTX_FLAGS_DENY_BLOCKING)
+            && call.ctx.has_flags(raw::REDISMODULE_CTX_FLAGS_MASTER)
         {
             drop(key);
             let Asked { limits, cost, lockout_ms, .. } = asked;

@@ -119,7 +119,9 @@ pub enum Error {
     #[error("BUCKETFULL the bucket holds 1000000 entries; use a shorter window or claim more units at a time")]
     BucketFull,
     /// More who wait for a bucket, or in all, than there may be.
-    #[error("TOOMANYWAITERS 1000 claims wait for this bucket, or 10000 in all; try again later")]
+    #[error(
+        "TOOMANYWAITERS 1000 claims wait for this bucket, or under 16 different limits, or 10000 in all; try again later"
+    )]
     TooManyWaiters,
     /// No keyring, or one that lacks the key of this record.
     #[error("NOKEYRING {why}")]

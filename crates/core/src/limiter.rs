@@ -198,17 +198,17 @@ impl Decision {
     /// What is to be booked: the claim if it is granted; the lock that it asked for, for `lockout_ms`, if the limits refuse it
     /// and it could fit at all. Nothing else changes a bucket.
     pub fn effect(&mut self, lockout_ms: Option<u64>) -> Option<Effect<'static>> {
-        let Self { verdict, moment: Moment { at_ms, .. }, longest_ms, excused } = *self;
+        let Self { verdict, moment: Moment { now_ms, at_ms }, longest_ms, excused } = *self;
         match verdict.retry {
             Retry::Granted if verdict.cost > 0 => {
                 Some(Effect::Claim(Claimed { at_ms, units: verdict.cost, window_ms: longest_ms }))
             }
             Retry::After(_) if !excused => {
-                let lockout_ms = lockout_ms?;
-                self.verdict.refuse(lockout_ms);
+                let until_ms = at_ms + lockout_ms?;
+                self.verdict.refuse(until_ms - now_ms);
                 self.verdict.used = verdict.used.max(verdict.limit.count());
-                self.verdict.reset_after_ms = verdict.reset_after_ms.max(lockout_ms);
-                Some(Effect::Lock { at_ms, until_ms: at_ms + lockout_ms })
+                self.verdict.reset_after_ms = verdict.reset_after_ms.max(until_ms - now_ms);
+                Some(Effect::Lock { at_ms, until_ms })
             }
             _ => None,
         }

@@ -17,6 +17,9 @@ pub const MAX_WAITERS_A_BUCKET: usize = 1000;
 /// The most that may wait in all.
 pub const MAX_WAITERS: usize = 10_000;
 
+/// The most lines in front of one bucket: a claim on it looks at each.
+pub const MAX_LINES_A_BUCKET: usize = 16;
+
 /// A bucket: a key in a database.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Bucket {
@@ -73,7 +76,8 @@ pub struct Lines<W> {
     waiters: BTreeMap<WaiterId, Waiter<W>>,
     lines: HashMap<LineId, Line>,
     of_bucket: HashMap<i32, HashMap<Arc<[u8]>, Vec<LineId>>>,
-    looks: BTreeSet<(u64, LineId)>,
+    /// Of those due at the same millisecond, the line whose first came first.
+    looks: BTreeSet<(u64, WaiterId, LineId)>,
     ends: BTreeSet<(u64, WaiterId)>,
     ids: u64,
 }
@@ -143,13 +147,16 @@ impl<W> Lines<W> {
         self.lines.get(&line).map(|line| line.look_at_ms)
     }
 
-    /// Whether one more may wait for a bucket.
+    /// Whether one more may wait.
     ///
     /// # Errors
-    /// [`Error::TooManyWaiters`] beyond [`MAX_WAITERS_A_BUCKET`] or [`MAX_WAITERS`].
-    pub fn has_room(&self, bucket: &Bucket) -> Result<()> {
-        let here = self.waiters_of(bucket.database, &bucket.name);
-        let full = self.waiters.len() >= MAX_WAITERS || here >= MAX_WAITERS_A_BUCKET;
+    /// [`Error::TooManyWaiters`] beyond [`MAX_WAITERS_A_BUCKET`], [`MAX_LINES_A_BUCKET`] or [`MAX_WAITERS`].
+    pub fn has_room(&self, wish: &Wish) -> Result<()> {
+        let Bucket { database, name } = &wish.bucket;
+        let lines = self.lines_of(*database, name).len();
+        let full = self.waiters.len() >= MAX_WAITERS
+            || self.waiters_of(*database, name) >= MAX_WAITERS_A_BUCKET
+            || lines >= MAX_LINES_A_BUCKET && self.line(*database, name, &sorted(&wish.limits)).is_none();
         if full { Err(Error::TooManyWaiters) } else { Ok(()) }
     }
 
@@ -167,7 +174,7 @@ impl<W> Lines<W> {
                 let of_database = self.of_bucket.entry(bucket.database).or_default();
                 of_database.entry(Arc::clone(&bucket.name)).or_default().push(line);
                 self.lines.insert(line, Line { bucket, limits, queue: BTreeSet::new(), look_at_ms });
-                self.looks.insert((look_at_ms, line));
+                self.looks.insert((look_at_ms, id, line));
                 line
             }
         };
@@ -182,7 +189,7 @@ impl<W> Lines<W> {
     /// When something is due next, in unix milliseconds.
     #[must_use]
     pub fn due_ms(&self) -> Option<u64> {
-        [self.looks.first().map(|(at_ms, _)| *at_ms), self.next_end_ms()].into_iter().flatten().min()
+        [self.looks.first().map(|(at_ms, ..)| *at_ms), self.next_end_ms()].into_iter().flatten().min()
     }
 
     /// When someone's time is out next, in unix milliseconds.
@@ -194,13 +201,11 @@ impl<W> Lines<W> {
     /// What is due at `now_ms`, the earliest first; without `may_grant`, only those whose time is out. The taker then calls
     /// [`leave`](Self::leave) for whom it answered, or [`wait`](Self::wait).
     pub fn next(&self, now_ms: u64, may_grant: bool) -> Option<Turn> {
-        let look = self.looks.first().filter(|(at_ms, _)| may_grant && *at_ms <= now_ms);
+        let look = self.looks.first().filter(|(at_ms, ..)| may_grant && *at_ms <= now_ms);
         let end = self.ends.first().filter(|(at_ms, _)| *at_ms <= now_ms);
         // Of two at the same instant, the look: it may still be granted.
         let (id, is_last_chance) = match (look, end) {
-            (Some((look_ms, line)), end) if end.is_none_or(|(end_ms, _)| look_ms <= end_ms) => {
-                (*self.lines.get(line)?.queue.first()?, false)
-            }
+            (Some((look_ms, id, _)), end) if end.is_none_or(|(end_ms, _)| look_ms <= end_ms) => (*id, false),
             (_, Some((_, id))) => (*id, true),
             _ => return None,
         };
@@ -226,15 +231,17 @@ impl<W> Lines<W> {
         }
     }
 
-    /// Someone waits no more: answered, or gone. The next in its line is looked at at once.
-    pub fn leave(&mut self, id: WaiterId) -> Option<W> {
+    /// Someone waits no more: answered, or gone. The next in its line is looked at at once, at `now_ms`.
+    pub fn leave(&mut self, id: WaiterId, now_ms: u64) -> Option<W> {
         let waiter = self.waiters.remove(&id)?;
         self.ends.remove(&(waiter.until_ms, id));
         let line = self.lines.get_mut(&waiter.line)?;
         let was_first = line.queue.first() == Some(&id);
         line.queue.remove(&id);
+        if was_first {
+            self.looks.remove(&(line.look_at_ms, id, waiter.line));
+        }
         if line.queue.is_empty() {
-            self.looks.remove(&(line.look_at_ms, waiter.line));
             if let Some(Line { bucket, .. }) = self.lines.remove(&waiter.line)
                 && let Some(of_database) = self.of_bucket.get_mut(&bucket.database)
                 && let Some(lines) = of_database.get_mut(&bucket.name)
@@ -245,31 +252,39 @@ impl<W> Lines<W> {
                 }
             }
         } else if was_first {
-            self.look(waiter.line, 0);
+            self.look(waiter.line, now_ms);
         }
         Some(waiter.handle)
     }
 
-    /// A bucket has changed: its lines are looked at at once. Says whether there are any.
+    /// A bucket has changed: its lines are looked at at once, at `now_ms`, unless they are due already: so whoever is due longer
+    /// stays before them. Says whether there are any.
     ///
     /// A claim too is a change that may let another line in: it may end the memory of a window that none has named for long.
-    pub fn touch(&mut self, database: i32, bucket: &[u8]) -> bool {
+    pub fn touch(&mut self, database: i32, bucket: &[u8], now_ms: u64) -> bool {
         let lines = self.lines_of(database, bucket).to_vec();
-        lines.iter().for_each(|line| self.look(*line, 0));
+        lines.iter().for_each(|line| self.look_now(*line, now_ms));
         !lines.is_empty()
     }
 
     /// Any bucket may have changed: all lines are looked at at once.
-    pub fn touch_all(&mut self) {
+    pub fn touch_all(&mut self, now_ms: u64) {
         let lines: Vec<LineId> = self.lines.keys().copied().collect();
-        lines.into_iter().for_each(|line| self.look(line, 0));
+        lines.into_iter().for_each(|line| self.look_now(line, now_ms));
+    }
+
+    fn look_now(&mut self, id: LineId, now_ms: u64) {
+        if self.lines.get(&id).is_some_and(|line| line.look_at_ms > now_ms) {
+            self.look(id, now_ms);
+        }
     }
 
     fn look(&mut self, id: LineId, at_ms: u64) {
         let Some(line) = self.lines.get_mut(&id) else { return };
-        self.looks.remove(&(line.look_at_ms, id));
+        let Some(first) = line.queue.first() else { return };
+        self.looks.remove(&(line.look_at_ms, *first, id));
         line.look_at_ms = at_ms;
-        self.looks.insert((at_ms, id));
+        self.looks.insert((at_ms, *first, id));
     }
 
     fn lines_of(&self, database: i32, bucket: &[u8]) -> &[LineId] {
@@ -323,14 +338,14 @@ mod tests {
         lines.wait(first, 300);
         let last_chance = lines.next(200, true).unwrap();
         assert_eq!((last_chance.waiter, last_chance.is_last_chance, last_chance.is_first), (second, true, false));
-        assert_eq!(lines.leave(second), Some('b'));
-        assert_eq!(lines.leave(second), None);
+        assert_eq!(lines.leave(second, 200), Some('b'));
+        assert_eq!(lines.leave(second, 200), None);
         assert_eq!(lines.due_ms(), Some(300), "who stood behind does not move the first");
         let third = lines.join('c', wish(&bucket, &one, 1), 250, 250, 900);
-        assert_eq!(lines.leave(first), Some('a'));
+        assert_eq!(lines.leave(first, 250), Some('a'));
         assert_eq!(lines.next(250, true).unwrap().waiter, third, "its turn comes at once");
         assert_eq!(lines.next(250, false), None, "unless nothing may be granted");
-        lines.leave(third);
+        lines.leave(third, 250);
         assert_eq!((lines.waiters(), lines.lines(), lines.waiters_of(0, b"b"), lines.due_ms()), (0, 0, 0, None));
     }
 
@@ -356,10 +371,10 @@ mod tests {
         let mut lines = Lines::default();
         let first = lines.join((), wish(&one, &limits, 1), 0, 500, 900);
         let second = lines.join((), wish(&other, &limits, 1), 0, 500, 900);
-        assert!(lines.touch(0, b"c") && !lines.touch(7, b"b"));
+        assert!(lines.touch(0, b"c", 1) && !lines.touch(7, b"b", 1));
         assert_eq!(lines.next(1, true).unwrap().waiter, second);
         lines.wait(second, 500);
-        lines.touch_all();
+        lines.touch_all(1);
         for _ in 0..2 {
             let turn = lines.next(1, true).unwrap();
             lines.wait(turn.waiter, 600);
@@ -374,13 +389,66 @@ mod tests {
         let mut lines = Lines::default();
         let mut join = |bucket: usize| {
             let bucket = Bucket::new(0, bucket.to_string().as_bytes());
-            lines.has_room(&bucket).map(|()| lines.join((), wish(&bucket, &limits, 1), 0, 0, 1))
+            let wish = wish(&bucket, &limits, 1);
+            lines.has_room(&wish).map(|()| lines.join((), wish, 0, 0, 1))
         };
         for bucket in 0..MAX_WAITERS / MAX_WAITERS_A_BUCKET {
             assert!((0..MAX_WAITERS_A_BUCKET).all(|_| join(bucket).is_ok()));
             assert_eq!(join(bucket), Err(Error::TooManyWaiters));
         }
         assert_eq!(join(99), Err(Error::TooManyWaiters));
+    }
+
+    #[test]
+    fn a_bucket_has_only_so_many_lines() {
+        let bucket = Bucket::new(0, b"b");
+        let mut lines = Lines::default();
+        for count in 1..=MAX_LINES_A_BUCKET as u64 {
+            let wish = wish(&bucket, &limits(&[(count, 1000)]), 1);
+            lines.has_room(&wish).unwrap();
+            lines.join((), wish, 0, 0, 1);
+        }
+        assert_eq!(lines.has_room(&wish(&bucket, &limits(&[(99, 1000)]), 1)), Err(Error::TooManyWaiters));
+        assert_eq!(lines.has_room(&wish(&bucket, &limits(&[(1, 1000)]), 1)), Ok(()), "a line that is there");
+    }
+
+    #[test]
+    fn lines_that_are_touched_again_and_again_hold_nobody_up() {
+        let (busy, quiet, one) = (Bucket::new(0, b"b"), Bucket::new(0, b"c"), limits(&[(1, 1000)]));
+        let mut lines = Lines::default();
+        for count in 1..=MAX_LINES_A_BUCKET as u64 {
+            lines.join((), wish(&busy, &limits(&[(count, 1000)]), 1), 0, 50, 900);
+        }
+        let other = lines.join((), wish(&quiet, &one, 1), 0, 60, 90);
+        let served = |lines: &mut Lines<()>, from, until| {
+            (from..until).find_map(|now| {
+                // Fewer turns than there are lines, and all are touched before each.
+                lines.touch(0, b"b", now);
+                (0..3).find_map(|_| {
+                    let turn = lines.next(now, true)?;
+                    lines.wait(turn.waiter, now + 1000);
+                    (turn.waiter == other).then_some((now, turn.is_last_chance))
+                })
+            })
+        };
+        let (at, last) = served(&mut lines, 0, 90).expect("its look");
+        assert!((60..75).contains(&at) && !last, "looked at at {at}");
+        let (at, last) = served(&mut lines, at + 1, 120).expect("its end");
+        assert!((90..105).contains(&at) && last, "ended at {at}");
+    }
+
+    #[test]
+    fn of_two_lines_that_are_due_together_the_one_whose_first_came_first_is_next() {
+        let bucket = Bucket::new(0, b"b");
+        let mut lines = Lines::default();
+        let mut join =
+            |lines: &mut Lines<()>, count| lines.join((), wish(&bucket, &limits(&[(count, 1000)]), 1), 0, 5, 900);
+        let (a1, b1, a2) = (join(&mut lines, 1), join(&mut lines, 2), join(&mut lines, 1));
+        assert_eq!(lines.next(5, true).unwrap().waiter, a1);
+        lines.leave(a1, 5);
+        assert_eq!(lines.next(5, true).unwrap().waiter, b1, "before the second of the other line");
+        lines.leave(b1, 5);
+        assert_eq!(lines.next(5, true).unwrap().waiter, a2);
     }
 
     #[derive(Debug, Clone)]
@@ -430,7 +498,7 @@ mod tests {
                             match retry {
                                 Retry::Granted if !others => {
                                     log.push(now, *cost, longest_ms(&offered[*line]));
-                                    lines.touch(0, b"b");
+                                    lines.touch(0, b"b", now);
                                 }
                                 _ => {
                                     let look = now + u64::try_from(retry.as_reply()).unwrap_or(0);
@@ -443,16 +511,16 @@ mod tests {
                         }
                         Event::Disconnect(index) if !waiting.is_empty() => {
                             let (id, line, ..) = waiting.remove(index.index(waiting.len()));
-                            prop_assert_eq!(lines.leave(id), Some(line));
+                            prop_assert_eq!(lines.leave(id, now), Some(line));
                         }
                         Event::Disconnect(_) => {}
                         Event::Refund(units) => {
                             log.refund(*units, None, None);
-                            lines.touch(0, b"b");
+                            lines.touch(0, b"b", now);
                         }
                         Event::Delete => {
                             log = WindowLog::default();
-                            lines.touch(0, b"b");
+                            lines.touch(0, b"b", now);
                         }
                     }
                     event = events.next();
@@ -465,8 +533,8 @@ mod tests {
                     match fits(&log, line, cost, now) {
                         Retry::Granted if turn.is_first => {
                             log.push(now, cost, longest_ms(&offered[line]));
-                            lines.leave(turn.waiter);
-                            lines.touch(0, b"b");
+                            lines.leave(turn.waiter, now);
+                            lines.touch(0, b"b", now);
                             waiting.remove(index);
                         }
                         Retry::After(wait) if !turn.is_last_chance => {
@@ -476,7 +544,7 @@ mod tests {
                         _ => {
                             prop_assert!(turn.is_last_chance);
                             prop_assert_eq!(until, now);
-                            lines.leave(turn.waiter);
+                            lines.leave(turn.waiter, now);
                             waiting.remove(index);
                         }
                     }
