@@ -310,7 +310,7 @@ fn sorted(limits: &Limits) -> Limits {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
     use proptest::prelude::*;
 
     use super::*;
@@ -441,7 +441,7 @@ mod tests {
     fn of_two_lines_that_are_due_together_the_one_whose_first_came_first_is_next() {
         let bucket = Bucket::new(0, b"b");
         let mut lines = Lines::default();
-        let mut join =
+        let join =
             |lines: &mut Lines<()>, count| lines.join((), wish(&bucket, &limits(&[(count, 1000)]), 1), 0, 5, 900);
         let (a1, b1, a2) = (join(&mut lines, 1), join(&mut lines, 2), join(&mut lines, 1));
         assert_eq!(lines.next(5, true).unwrap().waiter, a1);

@@ -447,12 +447,12 @@ impl WindowLog {
         if entries > 0 {
             (log.oldest, log.span) = (Packed::new(oldest), Packed::new(at_ms - oldest));
             log.body = match stream.len() {
-                ..=INLINE_BYTES => {
+                len if len <= INLINE_BYTES => {
                     let mut bytes = [0; INLINE_BYTES];
                     bytes.get_mut(..stream.len())?.copy_from_slice(stream);
-                    Body::Inline { len: stream.len() as u8, bytes }
+                    Body::Inline { len: len as u8, bytes }
                 }
-                ..=CHUNK_BYTES => Body::Flat(Box::new(Flat { units: rich.units, bytes: stream.to_vec() })),
+                len if len <= CHUNK_BYTES => Body::Flat(Box::new(Flat { units: rich.units, bytes: stream.to_vec() })),
                 _ => {
                     rich.chunks.push_back(Chunk { bytes: stream.get(start..)?.to_vec(), ..chunk });
                     (rich.entries, rich.newest_ms) = (entries as usize, at_ms);
