@@ -143,7 +143,9 @@ impl<'a> Effect<'a> {
     /// # Errors
     /// [`Error::Internal`] if it does not fit.
     pub fn encode_into<'b>(&self, buffer: &'b mut [u8]) -> Result<&'b [u8]> {
-        if let Self::Claim(claimed) = self {
+        if let Self::Claim(claimed) = self
+            && buffer.len() >= BUCKET_EFFECT_BYTES
+        {
             return claimed.encode_into(buffer).ok_or(Error::Internal);
         }
         let (version, rest) = buffer.split_first_mut().ok_or(Error::Internal)?;
@@ -204,6 +206,7 @@ mod tests {
             let effect = Effect::Claim(claimed);
             let packed = effect.encode().unwrap();
             assert_eq!(effect.encode_into(&mut [0; BUCKET_EFFECT_BYTES]), Ok(&packed[..]), "as postcard packs it");
+            assert_eq!(effect.encode_into(&mut vec![0; packed.len()]), Ok(&packed[..]), "where nothing more fits");
         }
     }
 
