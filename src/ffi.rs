@@ -561,30 +561,14 @@ impl CallReply {
         if self.0.is_null() {
             return Some(Error::Internal.to_string());
         }
-        if self.succeeded() {
-            return None;
-        }
-        let mut len = 0;
-        // SAFETY: the reply is an error, which lives as long as `self`; its text is copied.
-        unsafe {
-            let start = api!(RedisModule_CallReplyStringPtr)(self.0, &mut len);
-            (!start.is_null())
-                .then(|| String::from_utf8_lossy(std::slice::from_raw_parts(start.cast(), len)).into_owned())
-        }
+        // SAFETY: the reply is ours.
+        if self.succeeded() { None } else { unsafe { string(self.0) } }
     }
 
     /// The string that the command answered; `None` for an error or anything else.
     pub fn text(&self) -> Option<String> {
-        if !self.succeeded() {
-            return None;
-        }
-        let mut len = 0;
-        // SAFETY: the reply is not null; other types give a null pointer; the bytes are copied while the reply lives.
-        unsafe {
-            let start = api!(RedisModule_CallReplyStringPtr)(self.0, &mut len);
-            (!start.is_null())
-                .then(|| String::from_utf8_lossy(std::slice::from_raw_parts(start.cast(), len)).into_owned())
-        }
+        // SAFETY: the reply is ours.
+        if self.succeeded() { unsafe { string(self.0) } } else { None }
     }
 
     /// The element of an array, if it is a string.
@@ -592,17 +576,24 @@ impl CallReply {
         if self.0.is_null() {
             return None;
         }
-        let mut len = 0;
-        // SAFETY: null elements and other types give a null pointer; the bytes are copied while the reply lives.
-        unsafe {
-            let element = api!(RedisModule_CallReplyArrayElement)(self.0, index);
-            if element.is_null() {
-                return None;
-            }
-            let start = api!(RedisModule_CallReplyStringPtr)(element, &mut len);
-            (!start.is_null())
-                .then(|| String::from_utf8_lossy(std::slice::from_raw_parts(start.cast(), len)).into_owned())
-        }
+        // SAFETY: the reply is ours, and its elements are its own; other types than arrays have none.
+        unsafe { string(api!(RedisModule_CallReplyArrayElement)(self.0, index)) }
+    }
+}
+
+/// The text of a reply, which other types than strings and errors do not have.
+///
+/// # Safety
+/// `reply` must be null, or valid during the call.
+unsafe fn string(reply: *mut raw::RedisModuleCallReply) -> Option<String> {
+    if reply.is_null() {
+        return None;
+    }
+    let mut len = 0;
+    // SAFETY: the reply is valid, as the caller promises; the text is copied.
+    unsafe {
+        let start = api!(RedisModule_CallReplyStringPtr)(reply, &mut len);
+        (!start.is_null()).then(|| String::from_utf8_lossy(std::slice::from_raw_parts(start.cast(), len)).into_owned())
     }
 }
 

@@ -25,6 +25,11 @@
 //! Never the command as it came: an effect (`KG.APPLY`) with absolute times, or the server's own commands. A refusal replicates
 //! nothing. The same function applies an effect here, on a replica and when an append-only file is read.
 //!
+//! # Who waits
+//!
+//! A claim with BLOCK that does not fit is held: `keyguard_core::waiting` knows who stands in which line, [`waiting`] holds the
+//! clients and answers them from a timer, and [`events`] and the native type tell it when a bucket may have changed.
+//!
 //! # Secrets
 //!
 //! [`keyring`] holds the keys that seal and digest; they never enter the keyspace. Secrets arrive in arguments that are hidden

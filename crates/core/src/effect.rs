@@ -70,7 +70,7 @@ pub struct Claimed {
 }
 
 impl Claimed {
-    /// As postcard packs it, in a third of its time: one is packed for every claim.
+    /// As postcard packs it, in 190 instructions less of some 11,400 for a claim, each of which packs one.
     fn encode_into(self, buffer: &mut [u8]) -> Option<&[u8]> {
         const CLAIM: u8 = 0;
         let room: &mut [u8; BUCKET_EFFECT_BYTES] = buffer.first_chunk_mut()?;

@@ -20,8 +20,8 @@ pub struct Moment {
 /// The moment of a claim on `logs` naming windows up to `longest_ms`, when the clock says `now_ms`.
 ///
 /// Time never goes back within a log: while the clock is behind the latest instant that anything was booked at, the claim is
-/// booked at that instant. A clock that is behind by more than the longest window was wrong before (or is now): then the log counts as
-/// empty and starts afresh from the clock.
+/// booked at that instant. A clock that is behind by more than the longest window was wrong before (or is now): then the log
+/// counts as empty and starts afresh from the clock.
 pub fn clock<'a>(logs: impl IntoIterator<Item = &'a WindowLog>, longest_ms: u64, now_ms: u64) -> Moment {
     let at_ms = logs.into_iter().fold(now_ms, |at_ms, log| match log.latest_ms() {
         Some(latest) if latest - latest.min(now_ms) <= longest_ms.max(log.retention_ms()) => at_ms.max(latest),
