@@ -478,6 +478,7 @@ proptest! {
         }
         prop_assert_eq!(late.encode(), in_time.encode());
         prop_assert_eq!(&late, &in_time);
+        prop_assert!(late.allocations() + 1 >= in_time.allocations(), "no chunk grows beyond its bound");
         prop_assert!(late.memory_bytes() < 2 * in_time.memory_bytes() + 512, "{}", late.memory_bytes());
         let mut passed = 0;
         for &(at, units) in &claims {
@@ -628,6 +629,22 @@ fn a_claim_that_took_less_makes_room_at_once() {
     assert!(asked(&log).granted());
     assert_eq!(log.settle(START_MS, 0, 1_000), 3);
     assert_eq!((log.entries(), log.oldest_ms()), (1, Some(START_MS + 10)));
+}
+
+#[test]
+fn every_claim_of_a_long_log_can_be_corrected_in_its_place() {
+    const CLAIMS: u64 = 2_000;
+    let mut claimed = WindowLog::default();
+    (0..CLAIMS).for_each(|index| claimed.push(START_MS + index * 10, 300, 60_000));
+    let mut settled = steady(CLAIMS, 60_000);
+    for index in (0..CLAIMS).rev() {
+        assert_eq!(settled.settle(START_MS + index * 10, 300, 60_000), 1);
+    }
+    assert_eq!((settled.entries(), settled.encode()), (claimed.entries(), claimed.encode()));
+    for index in 0..CLAIMS {
+        assert_eq!(settled.settle(START_MS + index * 10, 1, 60_000), 300);
+    }
+    assert_eq!(settled.encode(), steady(CLAIMS, 60_000).encode());
 }
 
 #[test]
