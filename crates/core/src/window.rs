@@ -320,7 +320,7 @@ impl WindowLog {
     ///
     /// As with a claim, values are brought into range: one entry grows to [`MAX_UNITS`] at the most. A log of [`MAX_ENTRIES`]
     /// takes no further entry: the next newer one grows instead, so that the units count rather too long than too short, or
-    /// the newest, if there is none. Only then is settling twice not the same as settling once.
+    /// the newest, if there is none. Settling twice is settling once, but not where another entry grew in place of its own.
     pub fn settle(&mut self, at_ms: u64, units: u64, window_ms: u64) -> u64 {
         let at_ms = at_ms.clamp(1, MAX_INSTANT_MS);
         let window_ms = window_ms.clamp(1, MAX_WINDOW_MS);
@@ -610,8 +610,8 @@ impl WindowLog {
         let retention = self.retention.get();
         self.retention = Packed::new(retention.max(window_ms));
         let Body::Rich(rich) = &mut self.body else { return };
-        // Without `mixed` there is no more to remember: no window is forgotten sooner than its own length after an entry that
-        // is at least as new as this one.
+        // Without `mixed` there is no more to remember: the retention is then forgotten its own length after the newest entry
+        // at the soonest, and this one is not newer.
         if let Some(mixed) = &mut rich.mixed {
             if window_ms >= retention {
                 mixed.renewed_ms = mixed.renewed_ms.max(at_ms);
