@@ -23,15 +23,20 @@ fuzz_target!(|input: &[u8]| {
 fn operate(log: &mut WindowLog, [kind, a, b, c]: [u8; 4]) {
     let newest_ms = log.newest_ms().unwrap_or(1_800_000_000_000);
     let latest_ms = log.latest_ms().unwrap_or(newest_ms);
-    match kind % 6 {
+    match kind % 8 {
         0 => push(log, latest_ms + magnified(a), magnified(b), magnified(c)),
         1 => push(log, latest_ms.saturating_sub(magnified(a)), magnified(b), magnified(c)),
         2 => lock(log, latest_ms + magnified(a), magnified(b)),
         3 => lock(log, latest_ms.saturating_sub(magnified(a)), magnified(b)),
         4 => refund(log, magnified(a), None, newest_ms.checked_sub(magnified(b))),
-        _ => {
+        5 => {
             let at_ms = log.iter().nth(usize::from(b)).map_or(newest_ms, |entry| entry.at_ms);
             refund(log, magnified(a), Some(at_ms), newest_ms.checked_sub(magnified(c)));
+        }
+        6 => settle(log, latest_ms.saturating_sub(magnified(a)), magnified(b), magnified(c)),
+        _ => {
+            let at_ms = log.iter().nth(usize::from(a)).map_or(latest_ms + 1, |entry| entry.at_ms);
+            settle(log, at_ms, magnified(b), magnified(c));
         }
     }
 }
@@ -80,4 +85,39 @@ fn refund(log: &mut WindowLog, units: u64, at_ms: Option<u64>, dead_until_ms: Op
     assert_eq!(taken, units - left);
     assert_eq!(log.latest_ms(), latest_ms, "time does not go back");
     assert!(log.iter().eq(expected), "what was not taken back");
+}
+
+fn settle(log: &mut WindowLog, at_ms: u64, units: u64, window_ms: u64) {
+    let at_ms = at_ms.clamp(1, MAX_INSTANT_MS);
+    let mut expected: Vec<Entry> = log.iter().collect();
+    let (latest_ms, retention_ms) = (log.latest_ms(), log.retention_ms());
+    let is_claim = latest_ms.is_none_or(|latest_ms| at_ms >= latest_ms);
+    let stood: u64 = expected.iter().filter(|entry| entry.at_ms == at_ms).map(|entry| entry.units).sum();
+    if stood == 0 && units > 0 && is_claim {
+        let mut pushed = log.clone();
+        pushed.push(at_ms, units, window_ms);
+        assert_eq!(log.settle(at_ms, units, window_ms), 0);
+        assert_eq!(*log, pushed, "at the latest instant it is a claim");
+        return;
+    }
+    assert_eq!(log.settle(at_ms, units, window_ms), stood);
+
+    let kept_ms = retention_ms.max(window_ms.clamp(1, MAX_WINDOW_MS));
+    assert_eq!(log.latest_ms(), latest_ms, "time stands");
+    assert!((retention_ms..=kept_ms).contains(&log.retention_ms()), "nothing is kept for less long");
+    let index = expected.partition_point(|entry| entry.at_ms < at_ms);
+    if units <= stood {
+        let mut left = stood - units;
+        for entry in expected.iter_mut().rev().filter(|entry| entry.at_ms == at_ms) {
+            let taken = entry.units.min(left);
+            entry.units -= taken;
+            left -= taken;
+        }
+        expected.retain(|entry| entry.units > 0);
+    } else if stood > 0 {
+        expected[index].units = expected[index].units.saturating_add(units - stood).min(MAX_UNITS);
+    } else if latest_ms.is_some_and(|latest_ms| at_ms + kept_ms > latest_ms) {
+        expected.insert(index, Entry { at_ms, units: units.min(MAX_UNITS) });
+    }
+    assert!(log.iter().eq(expected), "the units of one instant are corrected, and nothing else");
 }

@@ -14,7 +14,7 @@ const START_MS: u64 = 1_800_000_000_000;
 /// One log for each form: in the struct itself, in a few chunks, in hundreds of them.
 const SIZES: [u64; 3] = [10, 1_000, 100_000];
 
-criterion_group!(benches, push, decide_claim, push_finds_all_expired, encode, decode, refund);
+criterion_group!(benches, push, decide_claim, push_finds_all_expired, encode, decode, refund, settle);
 criterion_main!(benches);
 
 /// A claim that drops the oldest entry: the window rolls, and the log keeps its size.
@@ -97,6 +97,19 @@ fn refund(c: &mut Criterion) {
             b.iter(|| log.refund(1, black_box(Some(old_ms)), None));
         });
         assert_eq!(log.entries() as u64, entries, "the old claim is still there");
+    }
+}
+
+/// Takes a claim in the middle of the log back and brings it in again.
+fn settle(c: &mut Criterion) {
+    let mut group = c.benchmark_group("settle an old claim to nothing and back");
+    for entries in SIZES {
+        let old_ms = START_MS + entries / 2;
+        let mut log = log_of(entries);
+        group.bench_function(BenchmarkId::from_parameter(entries), |b| {
+            b.iter(|| log.settle(black_box(old_ms), 0, entries) + log.settle(black_box(old_ms), 1, entries));
+        });
+        assert_eq!(log.units_at(old_ms), 1, "the old claim is there again");
     }
 }
 

@@ -19,7 +19,8 @@
 //!
 //! A granted claim names windows, and the log keeps what the longest of them needs: its *retention*. A window that no claim
 //! has named for its own length is forgotten, so that one mistaken `7d` does not hold a week of entries for ever; what
-//! shorter windows were named meanwhile takes its place.
+//! shorter windows were named meanwhile takes its place. A claim whose units are corrected later names its window for the
+//! instant that it was booked at.
 //!
 //! # Time
 //!
@@ -44,6 +45,9 @@ const FORMAT: u8 = 1;
 
 const INLINE_BYTES: usize = 14;
 const CHUNK_BYTES: usize = 256;
+
+/// No entry takes more bytes.
+const ENTRY_BYTES: usize = 20;
 
 /// How many spent chunks a claim gives the memory back of.
 const FREED_AT_ONCE: usize = 8;
@@ -210,6 +214,12 @@ impl WindowLog {
         self.units() - self.units_until(after_ms)
     }
 
+    /// Units claimed at exactly `at_ms`.
+    #[must_use]
+    pub fn units_at(&self, at_ms: u64) -> u64 {
+        at_ms.checked_sub(1).map_or(0, |before_ms| self.units_until(at_ms) - self.units_until(before_ms))
+    }
+
     /// The instant of the entry that holds the `nth` unit (from 1) of those held; `None` if there are fewer.
     #[must_use]
     pub fn instant_of_unit(&self, nth: u64) -> Option<u64> {
@@ -273,12 +283,7 @@ impl WindowLog {
         match &mut self.body {
             Body::Rich(rich) => left -= rich.refund(left, at_ms, dead_until_ms),
             _ => {
-                let mut all = Chunk {
-                    first_ms: self.oldest.get(),
-                    before: 0,
-                    entries: u32::MAX, // not known, and not needed here
-                    bytes: self.short_bytes().to_vec(),
-                };
+                let mut all = self.short_chunk();
                 let newest_ms = self.newest();
                 left -= all.refund(left, at_ms, dead_until_ms).units;
                 // The newest entry's instant stands nowhere but in its delta.
@@ -286,8 +291,9 @@ impl WindowLog {
                     self.rich();
                     return self.refund(units, at_ms, dead_until_ms);
                 }
+                let held = self.units() - (units - left);
                 self.oldest = Packed::new(all.first_ms);
-                self.set_short_bytes(&all.bytes, units - left);
+                self.set_short_bytes(&all.bytes, held);
             }
         }
         if left < units
@@ -302,6 +308,57 @@ impl WindowLog {
             self.book(latest_ms);
         }
         units - left
+    }
+
+    /// Sets the units claimed at exactly `at_ms` to `units`, now that it is known how many it took: fewer (none with 0), more,
+    /// or some where there are none any more. Returns how many there were.
+    ///
+    /// Fewer are taken back as by [`refund`](Self::refund). More are held against later claims from that instant on, for the
+    /// window of `window_ms` that the claim named: the first entry of the instant grows, or one is put in its place in the
+    /// order of time, without a change of the latest instant. At or after the latest instant that is a [`push`](Self::push).
+    /// What no window holds any more is left alone.
+    ///
+    /// As with a claim, values are brought into range: one entry grows to [`MAX_UNITS`] at the most. A log of [`MAX_ENTRIES`]
+    /// takes no further entry: the next newer one grows instead, so that the units count rather too long than too short, or
+    /// the newest, if there is none. Settling twice is settling once, but not where another entry grew in place of its own.
+    pub fn settle(&mut self, at_ms: u64, units: u64, window_ms: u64) -> u64 {
+        let at_ms = at_ms.clamp(1, MAX_INSTANT_MS);
+        let window_ms = window_ms.clamp(1, MAX_WINDOW_MS);
+        let before = self.units_at(at_ms);
+        if units <= before {
+            self.refund(before - units, Some(at_ms), None);
+            return before;
+        }
+        let latest_ms = self.latest_ms().unwrap_or(0);
+        if before == 0 && at_ms >= latest_ms && !self.is_full(at_ms, window_ms) {
+            self.push(at_ms, units, window_ms);
+            return before;
+        }
+        let out_of_sight = latest_ms.saturating_sub(at_ms) >= self.retention.get().max(window_ms);
+        if before == 0 && out_of_sight {
+            return before;
+        }
+        self.retain_late(at_ms, window_ms);
+        let more = Entry { at_ms, units: units - before };
+        let has_room = self.entries() < MAX_ENTRIES;
+        // An only entry before the latest instant, and a stream that may become too long, take the long form.
+        if self.is_empty() || self.short_bytes().len() > CHUNK_BYTES - ENTRY_BYTES {
+            self.rich();
+        }
+        match &mut self.body {
+            Body::Rich(rich) => {
+                rich.add(more, has_room);
+                self.oldest = Packed::new(rich.chunks.front().map_or(at_ms, |chunk| chunk.first_ms));
+            }
+            _ => {
+                let mut all = self.short_chunk();
+                let held = self.units() + all.add(more, has_room);
+                self.oldest = Packed::new(all.first_ms);
+                self.set_short_bytes(&all.bytes, held);
+            }
+        }
+        self.book(latest_ms);
+        before
     }
 
     /// Every entry held, oldest first.
@@ -547,6 +604,23 @@ impl WindowLog {
         self.rich().mixed = mixed;
     }
 
+    /// Remembers that a claim at `at_ms` named `window_ms`, though others may have been booked since. What was named after it
+    /// stays remembered, so that no more is dropped than would be otherwise.
+    fn retain_late(&mut self, at_ms: u64, window_ms: u64) {
+        let retention = self.retention.get();
+        self.retention = Packed::new(retention.max(window_ms));
+        let Body::Rich(rich) = &mut self.body else { return };
+        // Without `mixed` there is no more to remember: the retention is then forgotten its own length after the newest entry
+        // at the soonest, and this one is not newer.
+        if let Some(mixed) = &mut rich.mixed {
+            if window_ms >= retention {
+                mixed.renewed_ms = mixed.renewed_ms.max(at_ms);
+            } else if at_ms > mixed.renewed_ms {
+                mixed.shorter_ms = mixed.shorter_ms.max(window_ms);
+            }
+        }
+    }
+
     /// Drops every entry at or before `until_ms`.
     fn trim(&mut self, until_ms: Option<u64>) {
         let Some(until_ms) = until_ms else { return };
@@ -589,7 +663,7 @@ impl WindowLog {
     fn append(&mut self, entry: Entry) {
         let delta = if self.is_empty() { 0 } else { entry.at_ms - self.newest() };
         self.book(entry.at_ms);
-        let mut encoded = [0; 20];
+        let mut encoded = [0; ENTRY_BYTES];
         let encoded = encode_entry(&mut encoded, delta, entry.units);
         match &mut self.body {
             Body::Inline { len, bytes } => {
@@ -646,19 +720,28 @@ impl WindowLog {
         }
     }
 
-    /// Replaces the stream of a log that is not rich by one that is not longer, and holds so many units less.
-    fn set_short_bytes(&mut self, stream: &[u8], fewer: u64) {
+    /// The stream of a log that is not rich, to be taken apart; without the number of its entries, which stands nowhere.
+    fn short_chunk(&self) -> Chunk {
+        Chunk { first_ms: self.oldest.get(), before: 0, entries: 0, bytes: self.short_bytes().to_vec() }
+    }
+
+    /// Replaces the stream of a log that is not rich by one of up to [`CHUNK_BYTES`] that holds so many units.
+    fn set_short_bytes(&mut self, stream: &[u8], held: u64) {
         match &mut self.body {
             Body::Inline { len, bytes } => {
                 if let Some(place) = bytes.get_mut(..stream.len()) {
                     place.copy_from_slice(stream);
                     *len = stream.len() as u8;
+                } else {
+                    let mut bytes = Vec::with_capacity(grown(stream.len()));
+                    bytes.extend_from_slice(stream);
+                    self.body = Body::Flat(Box::new(Flat { units: held, bytes }));
                 }
             }
             Body::Flat(flat) => {
-                flat.units -= fewer;
+                flat.units = held;
                 flat.bytes.clear();
-                flat.bytes.extend_from_slice(stream);
+                put_exact(&mut flat.bytes, stream);
             }
             Body::Rich(_) => {}
         }
@@ -795,6 +878,35 @@ impl Rich {
         self.units -= units - left;
         units - left
     }
+
+    /// Adds the units of `more` at its instant, by another entry only if the log `has_room` for it.
+    fn add(&mut self, more: Entry, has_room: bool) {
+        // The chunk that holds the first entry which is not older; failing that, the last one.
+        let next = self.chunks.partition_point(|chunk| chunk.first_ms < more.at_ms);
+        let holds = |chunk: &Chunk| chunk.iter().any(|entry| entry.at_ms >= more.at_ms);
+        let index = match next.checked_sub(1) {
+            Some(index) if next == self.chunks.len() || self.chunks.get(index).is_some_and(holds) => index,
+            _ => next,
+        };
+        let Some(chunk) = self.chunks.get_mut(index) else {
+            let only = Entry { units: more.units.min(MAX_UNITS), ..more };
+            return self.append(only, encode_entry(&mut [0; ENTRY_BYTES], 0, only.units));
+        };
+        let entries = chunk.entries;
+        let units = chunk.add(more, has_room);
+        self.units += units;
+        if chunk.entries > entries {
+            self.entries += 1;
+            self.newest_ms = self.newest_ms.max(more.at_ms);
+        }
+        let second = chunk.split();
+        for later in self.chunks.iter_mut().skip(index + 1) {
+            later.before = later.before.wrapping_add(units);
+        }
+        if let Some(second) = second {
+            self.chunks.insert(index + 1, second);
+        }
+    }
 }
 
 /// What a refund took from a chunk.
@@ -836,17 +948,59 @@ impl Chunk {
         }
         if left < units {
             entries.retain(|entry| entry.units > 0);
-            self.bytes.clear();
-            self.first_ms = entries.first().map_or(0, |entry| entry.at_ms);
-            let mut last = self.first_ms;
-            for entry in &entries {
-                put_entry(&mut self.bytes, entry.at_ms - last, entry.units);
-                last = entry.at_ms;
-            }
+            self.write(&entries);
         }
-        let gone = before - entries.len();
-        self.entries -= gone as u32;
-        Taken { units: units - left, entries: gone }
+        Taken { units: units - left, entries: before - entries.len() }
+    }
+
+    /// See [`Rich::add`]. Returns how many units were added. The stream may become longer than [`CHUNK_BYTES`] by it.
+    fn add(&mut self, more: Entry, has_room: bool) -> u64 {
+        let mut entries: Vec<Entry> = self.iter().collect();
+        let index = entries.partition_point(|entry| entry.at_ms < more.at_ms);
+        let stands = entries.get(index).is_some_and(|entry| entry.at_ms == more.at_ms);
+        if has_room && !stands {
+            entries.insert(index, Entry { units: 0, ..more });
+        }
+        let last = entries.len().saturating_sub(1);
+        let Some(entry) = entries.get_mut(index.min(last)) else { return 0 };
+        let added = more.units.min(MAX_UNITS - entry.units);
+        entry.units += added;
+        self.write(&entries);
+        added
+    }
+
+    fn write(&mut self, entries: &[Entry]) {
+        self.bytes.clear();
+        self.entries = entries.len() as u32;
+        self.first_ms = entries.first().map_or(0, |entry| entry.at_ms);
+        let mut last = self.first_ms;
+        for entry in entries {
+            put_exact(&mut self.bytes, encode_entry(&mut [0; ENTRY_BYTES], entry.at_ms - last, entry.units));
+            last = entry.at_ms;
+        }
+    }
+
+    /// Makes two of a chunk that has become too long, and returns the second.
+    fn split(&mut self) -> Option<Self> {
+        let len = self.bytes.len();
+        if len <= CHUNK_BYTES {
+            return None;
+        }
+        let (mut kept, mut units) = (0, 0);
+        let mut entries = self.iter();
+        let (first_ms, start) = loop {
+            let start = len - entries.rest.len();
+            let entry = entries.next()?;
+            if start >= len / 2 {
+                break (entry.at_ms, start);
+            }
+            kept += 1;
+            units += entry.units;
+        };
+        let bytes = self.bytes.split_off(start);
+        self.bytes.shrink_to(CHUNK_BYTES);
+        let entries = std::mem::replace(&mut self.entries, kept) - kept;
+        Some(Self { first_ms, before: self.before.wrapping_add(units), entries, bytes })
     }
 }
 
@@ -950,7 +1104,7 @@ fn put_exact(bytes: &mut Vec<u8>, more: &[u8]) {
 }
 
 fn put_entry(out: &mut Vec<u8>, delta_ms: u64, units: u64) {
-    let mut buffer = [0; 20];
+    let mut buffer = [0; ENTRY_BYTES];
     out.extend_from_slice(encode_entry(&mut buffer, delta_ms, units));
 }
 
@@ -965,7 +1119,7 @@ fn put_stream(out: &mut Vec<u8>, last_ms: u64, first_ms: u64, stream: &[u8]) -> 
 }
 
 /// The bytes of one entry of a stream.
-fn encode_entry(buffer: &mut [u8; 20], delta_ms: u64, units: u64) -> &[u8] {
+fn encode_entry(buffer: &mut [u8; ENTRY_BYTES], delta_ms: u64, units: u64) -> &[u8] {
     let weighted = u64::from(units != 1);
     let mut len = encode_varint(buffer, 0, delta_ms << 1 | weighted);
     if weighted == 1 {
@@ -975,7 +1129,7 @@ fn encode_entry(buffer: &mut [u8; 20], delta_ms: u64, units: u64) -> &[u8] {
 }
 
 #[inline]
-fn encode_varint(buffer: &mut [u8; 20], mut at: usize, mut value: u64) -> usize {
+fn encode_varint(buffer: &mut [u8; ENTRY_BYTES], mut at: usize, mut value: u64) -> usize {
     while let Some(byte) = buffer.get_mut(at) {
         at += 1;
         if value < 0x80 {

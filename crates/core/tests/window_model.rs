@@ -6,9 +6,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use keyguard_core::Error;
-use keyguard_core::limit::Limit;
+use keyguard_core::limit::{Limit, MAX_UNITS};
 use keyguard_core::limiter::{Moment, Retry, clock, decide, longest_ms};
-use keyguard_core::window::{EXPIRY_SLACK_MS, WindowLog};
+use keyguard_core::window::{EXPIRY_SLACK_MS, MAX_ENTRIES, WindowLog};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -121,13 +121,63 @@ impl Model {
         }
         given
     }
+
+    fn settle(&mut self, at: u64, units: u64, window: u64) -> u64 {
+        let before = self.units_at(at);
+        if units <= before {
+            self.refund(before - units, Some(at), 0);
+            return before;
+        }
+        let latest = self.latest.unwrap_or(0);
+        if before == 0 && at >= latest {
+            self.claim(at, units, window);
+            return before;
+        }
+        if before == 0 && latest >= at + self.retention.max(window) {
+            return before;
+        }
+        if self.shorter > 0 && window >= self.retention {
+            self.renewed = self.renewed.max(at);
+        } else if self.shorter > 0 && at > self.renewed {
+            self.shorter = self.shorter.max(window);
+        }
+        self.retention = self.retention.max(window);
+        let index = self.entries.iter().take_while(|entry| entry.0 < at).count();
+        if before > 0 {
+            self.entries[index].1 += units - before;
+        } else {
+            self.entries.insert(index, (at, units));
+        }
+        before
+    }
+
+    fn units_at(&self, at: u64) -> u64 {
+        self.entries.iter().filter(|entry| entry.0 == at).map(|entry| entry.1).sum()
+    }
 }
 
 #[derive(Debug, Clone)]
 enum Op {
-    Claim { step: i64, limits: prop::sample::Index, cost: u64 },
-    Refund { units: u64, back: Option<usize> },
-    Lock { limits: prop::sample::Index, length: u64 },
+    Claim {
+        step: i64,
+        limits: prop::sample::Index,
+        cost: u64,
+    },
+    Refund {
+        units: u64,
+        back: Option<usize>,
+    },
+    /// Of the claim so many claims ago, or of an instant so far from the latest.
+    Settle {
+        units: u64,
+        back: Option<usize>,
+        step: i64,
+        limits: prop::sample::Index,
+    },
+    Lock {
+        limits: prop::sample::Index,
+        length: u64,
+    },
     Reload,
 }
 
@@ -159,6 +209,13 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         20 => (step(), any::<prop::sample::Index>(), cost)
             .prop_map(|(step, limits, cost)| Op::Claim { step, limits, cost }),
         2 => (prop_oneof![5 => 1u64..8, 1 => 50u64..2_000], proptest::option::of(0usize..40)).prop_map(|(units, back)| Op::Refund { units, back }),
+        3 => (
+            prop_oneof![2 => Just(0u64), 8 => 1u64..6, 1 => 100u64..2_000],
+            proptest::option::weighted(0.7, 0usize..200),
+            prop_oneof![6 => -200i64..0, 2 => -5_000i64..0, 1 => -700_000i64..0, 1 => 0i64..10],
+            any::<prop::sample::Index>(),
+        )
+            .prop_map(|(units, back, step, limits)| Op::Settle { units, back, step, limits }),
         1 => (any::<prop::sample::Index>(), 1u64..3_000).prop_map(|(limits, length)| Op::Lock { limits, length }),
         1 => Just(Op::Reload),
     ];
@@ -233,6 +290,18 @@ fn run(pool: &[Vec<Limit>], ops: &[Op], done: &AtomicU64) -> Result<(), TestCase
                 let dead_until = now.saturating_sub(model.retention);
                 let given = log.refund(*units, at, Some(dead_until));
                 prop_assert_eq!(given, model.refund(*units, at, dead_until));
+            }
+            Op::Settle { units, back, step, limits } => {
+                let claimed = back.and_then(|back| claims.len().checked_sub(back + 1)).map(|index| claims[index]);
+                let at = claimed.unwrap_or_else(|| model.latest.unwrap_or(now).checked_add_signed(*step).unwrap());
+                let window = longest_ms(limits.get(pool).as_slice());
+                prop_assert_eq!(log.units_at(at), model.units_at(at));
+                prop_assert_eq!(log.settle(at, *units, window), model.settle(at, *units, window));
+                prop_assert_eq!(log.units_at(at), model.units_at(at));
+                let once = log.encode();
+                log.settle(at, *units, window);
+                prop_assert_eq!(log.encode(), once, "settling twice is settling once");
+                prop_assert!(log.iter().map(|entry| (entry.at_ms, entry.units)).eq(model.entries.iter().copied()));
             }
             Op::Lock { limits, length } => {
                 let at = model.at(limits.get(pool).as_slice(), now);
@@ -328,6 +397,98 @@ proptest! {
         }
     }
 
+    /// However late a claim's units become known: while the latest instant lies inside the window that it named, they count.
+    #[test]
+    fn what_was_settled_counts_for_the_window_that_it_named(
+        ops in prop::collection::vec(
+            (
+                prop_oneof![4 => 0u64..3, 4 => 0u64..80, 1 => 0u64..900],
+                prop_oneof![Just(10u64), Just(100), Just(500), Just(2_000), 1u64..600],
+                0u64..4,
+                prop::option::weighted(0.5, any::<prop::sample::Index>()),
+            ),
+            1..600,
+        ),
+    ) {
+        let mut log = WindowLog::default();
+        // Instants that were claimed at, with the units and the longest window last named for each.
+        let mut claims: Vec<(u64, u64, u64)> = Vec::new();
+        let mut now = START_MS;
+        for (step, window, units, settled) in ops {
+            if let Some(index) = settled.filter(|_| !claims.is_empty()) {
+                let (at, held, named) = index.get(&claims).to_owned();
+                let counts = now < at + window.max(named);
+                log.settle(at, units, window);
+                let index = claims.iter().position(|claim| claim.0 == at).unwrap();
+                // What has run out may be kept, but need not be.
+                claims[index] = match units {
+                    _ if !counts => (at, held, 0),
+                    0 => (at, 0, 0),
+                    _ if units > held => (at, units, window.max(named)),
+                    _ => (at, units, named),
+                };
+                if units > 0 && now < at + window {
+                    prop_assert_eq!(log.units_at(at), units);
+                }
+            } else {
+                now += step;
+                log.push(now, units.max(1), window);
+                match claims.last_mut().filter(|claim| claim.0 == now) {
+                    Some(claim) => *claim = (now, claim.1 + units.max(1), claim.2.max(window)),
+                    None => claims.push((now, units.max(1), window)),
+                }
+            }
+            prop_assert_eq!(log.latest_ms(), Some(now), "a correction does not move time");
+            for &(at, units, window) in &claims {
+                if now < at + window {
+                    prop_assert_eq!(log.units_at(at), units, "at {} in a window of {}", at, window);
+                }
+            }
+        }
+    }
+
+    /// Settled in any order, claims stand as if all of them had been made in time.
+    #[test]
+    fn a_claim_settled_late_stands_where_it_was_made(
+        claims in prop::collection::vec((1u64..300, prop_oneof![4 => Just(1u64), 1 => 1u64..400]), 1..1_500),
+        order in prop::collection::vec(any::<u32>(), 1_500),
+        every in 1usize..6,
+    ) {
+        const WINDOW: u64 = 86_400_000;
+        let mut now = START_MS;
+        let claims: Vec<(u64, u64)> = claims.into_iter().map(|(step, units)| {
+            now += step;
+            (now, units)
+        }).collect();
+        let mut in_time = WindowLog::default();
+        let mut late = WindowLog::default();
+        let (last, earlier) = claims.split_last().unwrap();
+        for (index, &(at, units)) in earlier.iter().enumerate() {
+            in_time.push(at, units, WINDOW);
+            if index % every == 0 {
+                late.push(at, units, WINDOW);
+            }
+        }
+        in_time.push(last.0, last.1, WINDOW);
+        late.push(last.0, last.1, WINDOW);
+        let mut unsettled: Vec<(u32, (u64, u64))> = order.into_iter().zip(earlier.iter().copied()).collect();
+        unsettled.sort_unstable();
+        for (_, (at, units)) in unsettled {
+            late.settle(at, units, WINDOW);
+        }
+        prop_assert_eq!(late.encode(), in_time.encode());
+        prop_assert_eq!(&late, &in_time);
+        prop_assert!(late.allocations() + 1 >= in_time.allocations(), "no chunk grows beyond its bound");
+        prop_assert!(late.memory_bytes() < 2 * in_time.memory_bytes() + 512, "{}", late.memory_bytes());
+        let mut passed = 0;
+        for &(at, units) in &claims {
+            passed += units;
+            prop_assert_eq!((late.units_at(at), late.units_at(at + 300)), (units, in_time.units_at(at + 300)));
+            prop_assert_eq!(late.units_after(at), in_time.units() - passed);
+            prop_assert_eq!(late.instant_of_unit(passed), Some(at));
+        }
+    }
+
     #[test]
     fn any_bytes_decode_to_a_sound_log_or_to_none(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         if let Some(log) = WindowLog::decode(&bytes) {
@@ -374,6 +535,12 @@ fn exercise(mut log: WindowLog) -> Result<(), TestCaseError> {
         log.clone().push(moment.at_ms, 3, 1_000);
         log.clone().lock(moment.at_ms, moment.at_ms + 3);
         log.clone().refund(10, Some(newest), None);
+        for units in [0, 1, 10] {
+            let mut settled = log.clone();
+            settled.settle(now, units, 1_000);
+            prop_assert_eq!(settled.units(), settled.iter().map(|entry| entry.units).sum::<u64>());
+            prop_assert_eq!(WindowLog::decode(&settled.encode()), Some(settled));
+        }
     }
     log.refund(u64::MAX, None, None);
     prop_assert!(log.is_empty());
@@ -382,9 +549,9 @@ fn exercise(mut log: WindowLog) -> Result<(), TestCaseError> {
 
 #[test]
 fn a_full_log_refuses_and_a_claim_that_frees_room_does_not() {
-    let limit = [Limit::new(keyguard_core::limit::MAX_UNITS, 1_000).unwrap()];
+    let limit = [Limit::new(MAX_UNITS, 1_000).unwrap()];
     let mut log = WindowLog::default();
-    for _ in 0..keyguard_core::window::MAX_ENTRIES {
+    for _ in 0..MAX_ENTRIES {
         log.push(START_MS, 1, 1_000);
     }
     let asked = |now_ms| decide(Some(&log), &limit, 1, Moment { now_ms, at_ms: now_ms });
@@ -405,4 +572,155 @@ fn memory_stays_within_the_published_figures() {
     assert!(per_entry(100_000, 600) < 2.5, "{}", per_entry(100_000, 600));
     assert!(per_entry(60, 1_000) < 3.7, "{}", per_entry(60, 1_000));
     assert!(per_entry(1, 1) <= 32.0);
+}
+
+/// A claim of one unit every 10 ms, and a window that holds all of them.
+fn steady(claims: u64, window_ms: u64) -> WindowLog {
+    let mut log = WindowLog::default();
+    (0..claims).for_each(|index| log.push(START_MS + index * 10, 1, window_ms));
+    log
+}
+
+#[test]
+fn an_overage_delays_later_claims() {
+    // Logs of every form: in the struct, in one vector, in chunks.
+    for claims in [3, 50, 2_000] {
+        let window_ms = claims * 10 + 1_000;
+        let limit = [Limit::new(claims + 5, window_ms).unwrap()];
+        let mut log = steady(claims, window_ms);
+        let now_ms = START_MS + claims * 10;
+        let asked =
+            |log: &WindowLog, now_ms| decide(Some(log), &limit, 1, clock([log], window_ms, now_ms)).unwrap().unwrap();
+        assert!(asked(&log, now_ms).granted());
+
+        // The last claim took 8 units and not 1: two more than there are. The claim that makes room is the third to run out.
+        assert_eq!(log.settle(START_MS + (claims - 1) * 10, 8, window_ms), 1);
+        let refused = asked(&log, now_ms);
+        assert_eq!((refused.used, refused.remaining()), (claims + 7, 0));
+        let free_ms = START_MS + 2 * 10 + window_ms;
+        // Of three claims the third is the one that grew, and goes as a whole.
+        assert_eq!(refused.retry, Retry::After(free_ms - now_ms));
+        assert!(!asked(&log, free_ms - 1).granted(), "refused one millisecond before");
+        assert!(asked(&log, free_ms).granted(), "allowed at it");
+    }
+}
+
+#[test]
+fn an_overage_beyond_any_window_still_ends() {
+    let limit = [Limit::new(5, 1_000).unwrap()];
+    let mut log = WindowLog::default();
+    log.push(START_MS, 5, 1_000);
+    log.settle(START_MS, u64::MAX, 1_000);
+    assert_eq!(log.units_at(START_MS), MAX_UNITS, "no entry holds more");
+    let refused = decide(Some(&log), &limit, 5, Moment { now_ms: START_MS + 1, at_ms: START_MS + 1 }).unwrap().unwrap();
+    assert_eq!(refused.retry, Retry::After(999));
+}
+
+#[test]
+fn a_claim_that_took_less_makes_room_at_once() {
+    let limit = [Limit::new(5, 1_000).unwrap()];
+    let mut log = WindowLog::default();
+    log.push(START_MS, 5, 1_000);
+    log.push(START_MS + 10, 1, 1_000);
+    let asked = |log: &WindowLog| decide(Some(log), &limit, 1, clock([log], 1_000, START_MS + 20)).unwrap().unwrap();
+    assert!(!asked(&log).granted());
+    assert_eq!(log.settle(START_MS, 3, 1_000), 5);
+    assert_eq!(asked(&log).remaining(), 0);
+    assert!(asked(&log).granted());
+    assert_eq!(log.settle(START_MS, 0, 1_000), 3);
+    assert_eq!((log.entries(), log.oldest_ms()), (1, Some(START_MS + 10)));
+}
+
+#[test]
+fn every_claim_of_a_long_log_can_be_corrected_in_its_place() {
+    const CLAIMS: u64 = 2_000;
+    let mut claimed = WindowLog::default();
+    (0..CLAIMS).for_each(|index| claimed.push(START_MS + index * 10, 300, 60_000));
+    let mut settled = steady(CLAIMS, 60_000);
+    for index in (0..CLAIMS).rev() {
+        assert_eq!(settled.settle(START_MS + index * 10, 300, 60_000), 1);
+    }
+    assert_eq!((settled.entries(), settled.encode()), (claimed.entries(), claimed.encode()));
+    for index in 0..CLAIMS {
+        assert_eq!(settled.settle(START_MS + index * 10, 1, 60_000), 300);
+    }
+    assert_eq!(settled.encode(), steady(CLAIMS, 60_000).encode());
+}
+
+#[test]
+fn settling_an_empty_log_is_a_claim() {
+    let mut settled = WindowLog::default();
+    assert_eq!(settled.settle(START_MS, 0, 1_000), 0);
+    assert_eq!(settled, WindowLog::default(), "nothing is nothing");
+    assert_eq!(settled.settle(START_MS, 7, 1_000), 0);
+    let mut claimed = WindowLog::default();
+    claimed.push(START_MS, 7, 1_000);
+    assert_eq!(settled, claimed);
+
+    // All units were given back since; time went on.
+    claimed.push(START_MS + 100, 1, 1_000);
+    claimed.refund(8, None, None);
+    claimed.settle(START_MS, 7, 1_000);
+    assert_eq!((claimed.units_at(START_MS), claimed.latest_ms()), (7, Some(START_MS + 100)));
+    assert_eq!(WindowLog::decode(&claimed.encode()), Some(claimed));
+}
+
+#[test]
+fn a_claim_that_no_window_holds_is_not_brought_back() {
+    let mut log = steady(200, 500);
+    let before = log.encode();
+    let latest_ms = log.latest_ms().unwrap();
+    log.settle(latest_ms - 500, 9, 500);
+    log.settle(START_MS, 9, 500);
+    assert_eq!(log.encode(), before);
+    log.settle(latest_ms - 499, 9, 500);
+    assert_eq!((log.units_at(latest_ms - 499), log.oldest_ms()), (9, Some(latest_ms - 499)));
+}
+
+#[test]
+fn a_correction_keeps_a_lock_and_the_latest_instant() {
+    let mut log = steady(5, 10_000);
+    log.lock(START_MS + 1_000, START_MS + 2_000);
+    log.settle(START_MS + 20, 4, 10_000);
+    log.settle(START_MS + 25, 4, 10_000);
+    log.settle(START_MS + 900, 4, 10_000);
+    assert_eq!((log.entries(), log.units(), log.newest_ms()), (7, 16, Some(START_MS + 900)));
+    assert_eq!((log.latest_ms(), log.locked_until_ms()), (Some(START_MS + 1_000), Some(START_MS + 2_000)));
+    log.settle(START_MS + 2_000, 1, 10_000);
+    assert_eq!(
+        (log.latest_ms(), log.locked_until_ms()),
+        (Some(START_MS + 2_000), None),
+        "a claim after it ends a lock"
+    );
+}
+
+#[test]
+fn a_correction_never_shortens_what_is_kept() {
+    let mut log = steady(100, 60_000);
+    log.settle(START_MS + 500, 3, 1_000);
+    log.settle(START_MS + 505, 3, 1_000);
+    assert_eq!((log.retention_ms(), log.entries()), (60_000, 101));
+    log.settle(START_MS + 500, 9, 70_000);
+    assert_eq!((log.retention_ms(), log.entries()), (70_000, 101));
+}
+
+#[test]
+fn a_full_log_lets_the_next_newer_entry_grow() {
+    let mut log = WindowLog::default();
+    for index in 0..MAX_ENTRIES as u64 {
+        log.push(START_MS + index / 1_000 * 10, 1, 60_000);
+    }
+    let newest_ms = log.newest_ms().unwrap();
+    assert_eq!(log.settle(START_MS + 15, 7, 60_000), 0);
+    assert_eq!((log.units_at(START_MS + 15), log.units_at(START_MS + 20)), (0, 1_007));
+    assert_eq!(log.settle(START_MS - 5, 7, 60_000), 0);
+    assert_eq!((log.units_at(START_MS), log.oldest_ms()), (1_007, Some(START_MS)));
+    assert_eq!(log.settle(newest_ms + 5, 7, 60_000), 0);
+    assert_eq!((log.units_at(newest_ms), log.latest_ms()), (1_007, Some(newest_ms)));
+    assert_eq!((log.entries(), log.units()), (MAX_ENTRIES, MAX_ENTRIES as u64 + 21));
+    assert_eq!(WindowLog::decode(&log.encode()).as_ref(), Some(&log));
+
+    // What has run out makes room.
+    assert_eq!(log.settle(START_MS + 60_000, 7, 60_000), 0);
+    assert_eq!((log.units_at(START_MS + 60_000), log.entries()), (7, MAX_ENTRIES - 999));
 }
