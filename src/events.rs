@@ -25,8 +25,13 @@ unsafe extern "C" fn on_event(ctx: *mut raw::RedisModuleCtx, event: raw::RedisMo
     let ctx = unsafe { Ctx::new(ctx) };
     ffi::guarded((), || match event.id {
         raw::REDISMODULE_EVENT_CONFIG => eviction::look(ctx),
-        raw::REDISMODULE_EVENT_FLUSHDB if sub == raw::REDISMODULE_SUBEVENT_FLUSHDB_END => waiting::all_touched(ctx),
-        raw::REDISMODULE_EVENT_SWAPDB => waiting::all_touched(ctx),
+        raw::REDISMODULE_EVENT_FLUSHDB if sub == raw::REDISMODULE_SUBEVENT_FLUSHDB_END => {
+            waiting::all_touched(ctx);
+        }
+        raw::REDISMODULE_EVENT_SWAPDB => {
+            survey::start_over();
+            waiting::all_touched(ctx);
+        }
         raw::REDISMODULE_EVENT_LOADING if sub == raw::REDISMODULE_SUBEVENT_LOADING_ENDED => {
             survey::start(ctx);
             waiting::all_touched(ctx);

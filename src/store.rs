@@ -10,6 +10,7 @@ use keyguard_core::digest::Digest;
 use keyguard_core::keyring::{Fingerprint, Keyring};
 use keyguard_core::names::StoreName;
 use keyguard_core::record::{ApiRecord, OrgRecord, Record, UnitLimits, VaultRecord};
+use keyguard_core::vault::Place;
 use keyguard_core::{Error, Result, parse};
 
 use crate::ffi::{Ctx, Key, Kind, Level, Name, OwnedString, to_c_string};
@@ -107,7 +108,8 @@ impl<'c> Store<'c> {
     /// # Errors
     /// [`Error::NoKeyring`].
     pub fn confirm_keyring(&self, keyring: &Keyring) -> Result<()> {
-        let lacking = fingerprints(self.ctx, self.name.as_bytes()).into_iter().any(|used| keyring.find(used).is_none());
+        let used = fingerprints(self.ctx, self.name.as_bytes());
+        let lacking = used.into_iter().any(|(used, _)| keyring.find(used).is_none());
         let why =
             "the keyring lacks a key that this store uses; the server's log and INFO keyguard name its fingerprint";
         if lacking { Err(Error::NoKeyring { why }) } else { Ok(()) }
@@ -326,15 +328,25 @@ impl<'c> Store<'c> {
     }
 }
 
-/// The keyring keys that the records of a store use, by its header.
-pub fn fingerprints(ctx: Ctx<'_>, header: &[u8]) -> Vec<Fingerprint> {
+/// The keyring keys that the records of a store use, by its header, and how many records use each.
+pub fn fingerprints(ctx: Ctx<'_>, header: &[u8]) -> Vec<(Fingerprint, u64)> {
     let reply = ctx.call(c"HGETALL", c"Ev", &[header]);
     let pairs = (0..).map_while(|index| Some((reply.element(2 * index)?, reply.element(2 * index + 1)?)));
     pairs
-        .filter(|(_, count)| parse::unsigned(count.as_bytes()).is_some_and(|count| count > 0))
-        .filter_map(|(field, _)| field.strip_prefix(USING)?.parse().ok())
+        .filter_map(|(field, count)| {
+            Some((field.strip_prefix(USING)?.parse().ok()?, parse::unsigned(count.as_bytes())?))
+        })
+        .filter(|(_, count)| *count > 0)
         .collect()
 }
+
+/// Where the secret of a vault key is sealed for.
+pub fn place<'a>(store: &Store<'a>, id: u64) -> Place<'a> {
+    Place { record_type: "vault", store: store.name.as_str(), id, field: SEALED_FIELD }
+}
+
+/// What the sealed field of a vault key is called where it is sealed for.
+const SEALED_FIELD: &str = "secret";
 
 /// An organization's count of its keys.
 const KEYS_OF_ORG: &str = "keys";

@@ -147,6 +147,9 @@ pub fn commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
             "META",
             "{}"
         ],
+        args!["KG.KEYRING", "STATUS"],
+        args!["KG.KEYRING", "RELOAD"],
+        args!["KG.KEYRING", "DROP", "0123456789abcdef"],
         args!["KG.DELKEY", "acme", "2"],
         args!["KG.APPLY", "rl:few", "payload"],
     ]
