@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use keyguard_core::keyring::{Fingerprint, Keyring, KeyringError, KeyringKey, RootKey, SourceError, new_file};
@@ -29,6 +30,9 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 const NO_KEYRING: Error = Error::NoKeyring {
     why: "this server has no keyring: set keyguard.keyring-file, the environment variable KEYGUARD_KEYRING or a .netrc entry of that name",
 };
+
+/// How many keyrings have been in force.
+static INSTALLATIONS: AtomicU64 = AtomicU64::new(0);
 
 static KEYRING: RwLock<Option<Arc<Keyring>>> = RwLock::new(None);
 
@@ -118,6 +122,11 @@ pub fn source() -> &'static str {
     *SOURCE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Which keyring is in force: a number that is another one whenever one was put in force.
+pub fn installation() -> u64 {
+    INSTALLATIONS.load(Ordering::Relaxed)
+}
+
 /// Fills a buffer from the system's generator.
 ///
 /// # Errors
@@ -132,6 +141,7 @@ fn install(keyring: Keyring, source: &'static str) -> Arc<Keyring> {
     let keyring = Arc::new(keyring);
     *KEYRING.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&keyring));
     *SOURCE.lock().unwrap_or_else(PoisonError::into_inner) = source;
+    INSTALLATIONS.fetch_add(1, Ordering::Relaxed);
     keyring
 }
 

@@ -121,6 +121,17 @@ impl<'c> Store<'c> {
         !matches!(count, Ok(None)) && !matches!(count, Ok(Some(count)) if count.name().bytes() == b"0")
     }
 
+    /// How many vault keys the header counts, and how many records of either type that use another key of the keyring than the
+    /// newest; it does not count the two apart.
+    pub fn vault_keys_and_older(&self, newest: Fingerprint) -> Result<(u64, u64)> {
+        let vault_keys = self.ctx.read(self.header).hash_field(&to_c_string(VAULT_KEYS))?;
+        // One that is no count makes an estimate worse, and nothing wrong.
+        let vault_keys = vault_keys.and_then(|count| parse::unsigned(count.name().bytes())).unwrap_or(0);
+        let used = fingerprints(self.ctx, self.name.as_bytes());
+        let older = used.into_iter().filter(|(used, _)| *used != newest).map(|(_, count)| count);
+        Ok((vault_keys, older.fold(0, u64::saturating_add)))
+    }
+
     /// Whether the header exists.
     pub fn exists(&self) -> bool {
         self.ctx.read(self.header).kind() != Kind::Empty
@@ -319,6 +330,11 @@ impl<'c> Store<'c> {
         let shared = self.read(&key)?.kind() == Kind::Text;
         let separator = if shared { "," } else { "" };
         self.write(c"APPEND", &[&key, format!("{separator}{id}").as_bytes()])
+    }
+
+    /// Notes that of those who had a secret of this digest only `others` still do.
+    pub fn unindex_digest(&self, digest: &Digest, others: &[u64]) -> Result<()> {
+        if others.is_empty() { self.write(c"DEL", &[&self.name.digest(digest)]) } else { self.set_ids(digest, others) }
     }
 
     /// Sets the ids that have a secret of this digest.

@@ -1,4 +1,4 @@
-//! The keyring and its rotation: `KG.KEYRING`.
+//! The keyring and its rotation: `KG.KEYRING`, `KG.REKEY`.
 
 use std::collections::BTreeMap;
 
@@ -6,12 +6,13 @@ use keyguard_core::keyring::{Fingerprint, KeyringKey};
 use keyguard_core::{Error, Result};
 
 use super::Call;
-use crate::args::Args;
+use crate::args::{Args, once};
 use crate::ffi::Ctx;
-use crate::keyring;
 use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::Map;
+use crate::store::{Missing, Store};
 use crate::survey::{self, Findings};
+use crate::{keyring, rekey};
 
 /// `KG.KEYRING <STATUS | RELOAD | DROP fingerprint>`
 ///
@@ -107,5 +108,51 @@ fn send_status(ctx: Ctx<'_>, rows: &[Row]) {
             .field("records", row.records)
             .optional("missing", row.missing.then_some(true))
             .send(ctx);
+    }
+}
+
+/// `KG.REKEY store [STOP]`
+///
+/// Starts to seal the vault keys of the store again under the newest key of the keyring, or tells how that stands; STOP ends it.
+/// `left` counts vault keys only. The header counts all records that use an older key, without telling their types apart: so
+/// while the job runs, `left` is the vault keys that it has not looked at, or that count if it is smaller; when it is done,
+/// those that failed. An API key is kept as a digest only and cannot be digested anew without the raw key: it stays under its
+/// key, and is in no field of the reply; KG.KEYRING STATUS counts it.
+pub struct Rekey;
+
+impl Command for Rekey {
+    const SPEC: Spec = Spec {
+        name: c"KG.REKEY",
+        summary: c"Seals the vault keys of a store again under the newest key of the keyring, in the background",
+        complexity: c"O(1); the work is O(N), N being the ids that were given out, in slices of a millisecond",
+        flags: "",
+        access: Access::Write,
+        category: Category::Admin,
+        min_args: 2,
+        secrets: &[],
+        args: &[Arg::key(c"store"), Arg::word(c"stop", c"STOP").optional()],
+    };
+
+    fn run(call: &Call<'_>, mut args: Args<'_>) -> Result<()> {
+        let at = args.store()?;
+        let mut stop = None;
+        while let Some(option) = args.option(&["STOP"])? {
+            once(&mut stop, option, ())?;
+        }
+        args.finish()?;
+        let store = Store::open(call.ctx, at, Missing::Refuse)?;
+
+        let progress = match stop {
+            Some(()) => rekey::stop(call.ctx, &store),
+            None => rekey::start(call.ctx, &store)?,
+        };
+
+        let mut map = Map::default();
+        map.field("state", progress.state.as_str())
+            .field("left", progress.left)
+            .field("done", progress.done)
+            .field("failed", progress.failed)
+            .send(call.ctx);
+        Ok(())
     }
 }

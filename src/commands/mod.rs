@@ -42,6 +42,7 @@ pub fn table() -> Vec<Entry> {
         Entry::of::<ip::UnblockIp>(),
         Entry::of::<ip::CheckIp>(),
         Entry::of::<keyring::KeyringCommand>(),
+        Entry::of::<keyring::Rekey>(),
         Entry::of::<apply::Apply>(),
     ]
 }
