@@ -149,7 +149,6 @@ pub fn commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
         ],
         args!["KG.KEYRING", "STATUS"],
         args!["KG.KEYRING", "RELOAD"],
-        args!["KG.KEYRING", "DROP", "0123456789abcdef"],
         args!["KG.REKEY", "acme"],
         args!["KG.REKEY", "acme", "STOP"],
         args!["KG.DELKEY", "acme", "2"],
