@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use crate::ffi::{self, Ctx, api, raw};
-use crate::{eviction, survey, waiting};
+use crate::{eviction, rekey, survey, waiting};
 
 /// Asks to be told.
 pub fn subscribe(ctx: Ctx<'_>) {
@@ -25,10 +25,18 @@ unsafe extern "C" fn on_event(ctx: *mut raw::RedisModuleCtx, event: raw::RedisMo
     let ctx = unsafe { Ctx::new(ctx) };
     ffi::guarded((), || match event.id {
         raw::REDISMODULE_EVENT_CONFIG => eviction::look(ctx),
-        raw::REDISMODULE_EVENT_FLUSHDB if sub == raw::REDISMODULE_SUBEVENT_FLUSHDB_END => waiting::all_touched(ctx),
-        raw::REDISMODULE_EVENT_SWAPDB => waiting::all_touched(ctx),
+        raw::REDISMODULE_EVENT_FLUSHDB if sub == raw::REDISMODULE_SUBEVENT_FLUSHDB_END => {
+            rekey::data_replaced();
+            waiting::all_touched(ctx);
+        }
+        raw::REDISMODULE_EVENT_SWAPDB => {
+            survey::start_over();
+            rekey::data_replaced();
+            waiting::all_touched(ctx);
+        }
         raw::REDISMODULE_EVENT_LOADING if sub == raw::REDISMODULE_SUBEVENT_LOADING_ENDED => {
             survey::start(ctx);
+            rekey::data_replaced();
             waiting::all_touched(ctx);
         }
         raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED => survey::start(ctx),

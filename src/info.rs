@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 
 use crate::ffi::{self, api, raw};
-use crate::{eviction, keyring, survey, waiting};
+use crate::{eviction, keyring, rekey, survey, waiting};
 
 /// Registers the section.
 pub fn register(ctx: ffi::Ctx<'_>) {
@@ -25,6 +25,7 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
         let lacking: Vec<String> = survey::lacking().iter().map(ToString::to_string).collect();
         let lacking = ffi::to_c_string(&lacking.join(","));
         let waiting = waiting::summary();
+        let rekey = rekey::summary();
         // SAFETY: takes nothing.
         let now_ms = u64::try_from(unsafe { api!(RedisModule_Milliseconds)() }).unwrap_or(0);
         let longest_wait_ms = waiting.oldest_since_ms.map_or(0, |since| now_ms.saturating_sub(since));
@@ -40,6 +41,10 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
                 (c"waiters", waiting.waiters as u64),
                 (c"waiting_lines", waiting.lines as u64),
                 (c"longest_wait_ms", longest_wait_ms),
+                (c"rekey_running", u64::from(rekey.state == rekey::State::Running)),
+                (c"rekey_done", rekey.done),
+                (c"rekey_left", rekey.left),
+                (c"rekey_failed", rekey.failed),
             ] {
                 api!(RedisModule_InfoAddFieldULongLong)(ctx, name.as_ptr(), value);
             }

@@ -34,6 +34,8 @@
 //!
 //! [`keyring`] holds the keys that seal and digest; they never enter the keyspace. Secrets arrive in arguments that are hidden
 //! first of all, and stand in the keyspace sealed or digested only. Errors come from one table and never repeat a client's bytes.
+//! When the keyring gets a newer key, [`rekey`] seals the vault again under it, a little at a time; [`survey`] counts what still
+//! uses an older one.
 //!
 //! # The border
 //!
@@ -51,6 +53,7 @@ mod info;
 mod keyring;
 mod native;
 mod register;
+mod rekey;
 mod reply;
 mod server;
 mod store;

@@ -26,6 +26,8 @@ pub trait Command {
 /// What a command does to the key that it declares.
 #[derive(Clone, Copy)]
 pub enum Access {
+    /// Nothing: it declares none, and works on replicas too.
+    None,
     /// It reads.
     Read,
     /// It changes what is there, and may create or delete it.
@@ -66,8 +68,9 @@ impl Category {
             (Self::Internal, _) => "admin dangerous",
             (Self::Admin, Access::Write) => "write dangerous",
             (Self::Admin, Access::Read) => "read dangerous",
+            (Self::Admin, Access::None) => "admin dangerous",
             (Self::Use, Access::Write) => "write fast",
-            (Self::Use | Self::Read, Access::Read) => "read fast",
+            (Self::Use | Self::Read, Access::Read | Access::None) => "read fast",
             (Self::Read, Access::Write) => "write",
         }
     }
@@ -91,7 +94,7 @@ pub struct Spec {
     pub min_args: c_int,
     /// The arguments that carry a secret, hidden before anything else happens; the command's name is 0.
     pub secrets: &'static [usize],
-    /// Its arguments, after the key.
+    /// Its arguments; the key, if it has one, is the first.
     pub args: &'static [Arg],
 }
 
@@ -270,16 +273,27 @@ pub fn register(ctx: Ctx<'_>) -> std::result::Result<(), String> {
 fn register_one(ctx: Ctx<'_>, entry: &Entry) -> Result<()> {
     let spec = &entry.spec;
     let (kind, key_flags) = match spec.access {
+        Access::None => ("admin", 0),
         Access::Read => ("readonly", raw::REDISMODULE_CMD_KEY_RO | raw::REDISMODULE_CMD_KEY_ACCESS),
         Access::Write => {
             ("write", raw::REDISMODULE_CMD_KEY_RW | raw::REDISMODULE_CMD_KEY_ACCESS | raw::REDISMODULE_CMD_KEY_UPDATE)
         }
     };
     let flags = ffi::to_c_string(format!("{kind} {}", spec.flags).trim());
+    let has_key = spec.args.iter().any(|arg| matches!(arg.kind, ArgKind::Key));
+    let key_position = c_int::from(has_key);
     let refused = Error::Internal;
     // SAFETY: name and flags end in NUL and are copied; the function has the type of a command.
     let created = unsafe {
-        api!(RedisModule_CreateCommand)(ctx.as_raw(), spec.name.as_ptr(), entry.run, flags.as_ptr(), 1, 1, 1)
+        api!(RedisModule_CreateCommand)(
+            ctx.as_raw(),
+            spec.name.as_ptr(),
+            entry.run,
+            flags.as_ptr(),
+            key_position,
+            key_position,
+            key_position,
+        )
     };
     if created != ffi::OK {
         return Err(refused);
@@ -302,7 +316,7 @@ fn register_one(ctx: Ctx<'_>, entry: &Entry) -> Result<()> {
     info.complexity = spec.complexity.as_ptr();
     info.since = SINCE.as_ptr();
     info.arity = -spec.min_args;
-    info.key_specs = keys.as_mut_ptr();
+    info.key_specs = if has_key { keys.as_mut_ptr() } else { ptr::null_mut() };
     info.args = arguments;
     // SAFETY: everything that `info` points to lives until the call is over, and the server copies it.
     if unsafe { api!(RedisModule_SetCommandInfo)(command, &raw const info) } != ffi::OK {

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use crate::ffi::{Ctx, optional_api, raw};
+use crate::ffi::{Ctx, Name, optional_api, raw};
 
 static RUN_ID: OnceLock<String> = OnceLock::new();
 static IS_VALKEY: OnceLock<bool> = OnceLock::new();
@@ -39,6 +39,17 @@ pub fn run_id() -> &'static str {
 /// Whether the server is a node of a cluster; that never changes while it runs.
 pub fn is_cluster() -> bool {
     IS_CLUSTER.get() == Some(&true)
+}
+
+/// What the server would refuse a command with that writes to this key: its disk is full, say, or too few replicas follow. It asks
+/// none of this where a module writes outside of a command.
+pub fn refusal_to_write(ctx: Ctx<'_>, key: Name<'_>) -> Option<String> {
+    // As from a script, so that the server asks whether it may write at all; and nothing that could change anything: the expiry
+    // would have to be there and lie beyond that instant.
+    let nothing = [key.bytes(), b"9007199254740991", b"XX", b"LT"];
+    let words = ctx.call(c"PEXPIREAT", c"ESv", &nothing).error()?;
+    // Other words, such as those for a command that was renamed away, are not about this.
+    ["MISCONF ", "NOREPLICAS ", "READONLY ", "MASTERDOWN "].iter().any(|code| words.starts_with(code)).then_some(words)
 }
 
 /// The options that tell the server what our native types can do.

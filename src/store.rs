@@ -10,6 +10,7 @@ use keyguard_core::digest::Digest;
 use keyguard_core::keyring::{Fingerprint, Keyring};
 use keyguard_core::names::StoreName;
 use keyguard_core::record::{ApiRecord, OrgRecord, Record, UnitLimits, VaultRecord};
+use keyguard_core::vault::Place;
 use keyguard_core::{Error, Result, parse};
 
 use crate::ffi::{Ctx, Key, Kind, Level, Name, OwnedString, to_c_string};
@@ -107,7 +108,8 @@ impl<'c> Store<'c> {
     /// # Errors
     /// [`Error::NoKeyring`].
     pub fn confirm_keyring(&self, keyring: &Keyring) -> Result<()> {
-        let lacking = fingerprints(self.ctx, self.name.as_bytes()).into_iter().any(|used| keyring.find(used).is_none());
+        let used = fingerprints(self.ctx, self.name.as_bytes());
+        let lacking = used.into_iter().any(|(used, _)| keyring.find(used).is_none());
         let why =
             "the keyring lacks a key that this store uses; the server's log and INFO keyguard name its fingerprint";
         if lacking { Err(Error::NoKeyring { why }) } else { Ok(()) }
@@ -117,6 +119,17 @@ impl<'c> Store<'c> {
     pub fn uses(&self, fingerprint: Fingerprint) -> bool {
         let count = self.ctx.read(self.header).hash_field(&to_c_string(&using(fingerprint)));
         !matches!(count, Ok(None)) && !matches!(count, Ok(Some(count)) if count.name().bytes() == b"0")
+    }
+
+    /// How many vault keys the header counts, and how many records of either type that use another key of the keyring than the
+    /// newest; it does not count the two apart.
+    pub fn vault_keys_and_older(&self, newest: Fingerprint) -> Result<(u64, u64)> {
+        let vault_keys = self.ctx.read(self.header).hash_field(&to_c_string(VAULT_KEYS))?;
+        // One that is no count makes an estimate worse, and nothing wrong.
+        let vault_keys = vault_keys.and_then(|count| parse::unsigned(count.name().bytes())).unwrap_or(0);
+        let used = fingerprints(self.ctx, self.name.as_bytes());
+        let older = used.into_iter().filter(|(used, _)| *used != newest).map(|(_, count)| count);
+        Ok((vault_keys, older.fold(0, u64::saturating_add)))
     }
 
     /// Whether the header exists.
@@ -319,6 +332,11 @@ impl<'c> Store<'c> {
         self.write(c"APPEND", &[&key, format!("{separator}{id}").as_bytes()])
     }
 
+    /// Notes that of those who had a secret of this digest only `others` still do.
+    pub fn unindex_digest(&self, digest: &Digest, others: &[u64]) -> Result<()> {
+        if others.is_empty() { self.write(c"DEL", &[&self.name.digest(digest)]) } else { self.set_ids(digest, others) }
+    }
+
     /// Sets the ids that have a secret of this digest.
     pub fn set_ids(&self, digest: &Digest, ids: &[u64]) -> Result<()> {
         let ids: Vec<String> = ids.iter().map(u64::to_string).collect();
@@ -326,15 +344,25 @@ impl<'c> Store<'c> {
     }
 }
 
-/// The keyring keys that the records of a store use, by its header.
-pub fn fingerprints(ctx: Ctx<'_>, header: &[u8]) -> Vec<Fingerprint> {
+/// The keyring keys that the records of a store use, by its header, and how many records use each.
+pub fn fingerprints(ctx: Ctx<'_>, header: &[u8]) -> Vec<(Fingerprint, u64)> {
     let reply = ctx.call(c"HGETALL", c"Ev", &[header]);
     let pairs = (0..).map_while(|index| Some((reply.element(2 * index)?, reply.element(2 * index + 1)?)));
     pairs
-        .filter(|(_, count)| parse::unsigned(count.as_bytes()).is_some_and(|count| count > 0))
-        .filter_map(|(field, _)| field.strip_prefix(USING)?.parse().ok())
+        .filter_map(|(field, count)| {
+            Some((field.strip_prefix(USING)?.parse().ok()?, parse::unsigned(count.as_bytes())?))
+        })
+        .filter(|(_, count)| *count > 0)
         .collect()
 }
+
+/// Where the secret of a vault key is sealed for.
+pub fn place<'a>(store: &Store<'a>, id: u64) -> Place<'a> {
+    Place { record_type: "vault", store: store.name.as_str(), id, field: SEALED_FIELD }
+}
+
+/// What the sealed field of a vault key is called where it is sealed for.
+const SEALED_FIELD: &str = "secret";
 
 /// An organization's count of its keys.
 const KEYS_OF_ORG: &str = "keys";

@@ -306,15 +306,7 @@ fn refused_by_the_server(ctx: Ctx<'_>, bucket: Name<'_>) -> Option<Answer> {
         let has_come = ctx.read(bucket).kind() != Kind::Empty && is_importing(ctx, bucket);
         return if has_come { None } else { Some(Answer::Error(Error::TryAgain)) };
     }
-    // As from a script, so that the server asks whether it may write at all; and nothing that could change anything: the expiry
-    // would have to be there and lie beyond that instant.
-    let nothing = [bucket.bytes(), b"9007199254740991", b"XX", b"LT"];
-    let words = ctx.call(c"PEXPIREAT", c"ESv", &nothing).error()?;
-    // Other words, such as those for a command that was renamed away, are not about this.
-    ["MISCONF ", "NOREPLICAS ", "READONLY ", "MASTERDOWN "]
-        .iter()
-        .any(|code| words.starts_with(code))
-        .then_some(Answer::Refused(words))
+    server::refusal_to_write(ctx, bucket).map(Answer::Refused)
 }
 
 /// Whether this node takes over the slot of a key.

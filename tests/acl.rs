@@ -13,8 +13,17 @@ server_tests![
 const USE: [&str; 5] = ["kg.auth", "kg.check", "kg.claim", "kg.refund", "kg.remaining"];
 const SECRETS: [&str; 3] = ["kg.findkey", "kg.newkey", "kg.reveal"];
 const READ: [&str; 3] = ["kg.checkip", "kg.getkey", "kg.inspect"];
-const ADMIN: [&str; 7] =
-    ["kg.addkey", "kg.addorg", "kg.blockip", "kg.delkey", "kg.revoke", "kg.setorg", "kg.unblockip"];
+const ADMIN: [&str; 9] = [
+    "kg.addkey",
+    "kg.addorg",
+    "kg.blockip",
+    "kg.delkey",
+    "kg.keyring",
+    "kg.rekey",
+    "kg.revoke",
+    "kg.setorg",
+    "kg.unblockip",
+];
 
 /// A connection of a user with these rights.
 fn user(server: &Server, rules: &str) -> Client {

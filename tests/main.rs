@@ -22,6 +22,7 @@ mod harness;
 mod hostile;
 mod loading;
 mod replication;
+mod rotation;
 mod secrecy;
 mod vault;
 mod waiting;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         cluster::TESTS,
         hostile::TESTS,
         replication::TESTS,
+        rotation::TESTS,
         waiting::TESTS,
         claim::TESTS,
         vault::TESTS,

@@ -5,12 +5,12 @@ use std::{fs, path::Path};
 use aho_corasick::AhoCorasick;
 use base64::{
     Engine,
-    engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD},
+    engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD},
 };
 use rand::RngExt;
 use redis::Value;
 
-use crate::harness::{Argument, Client, Reply, Server, Sut, args, contains, server_tests};
+use crate::harness::{Argument, Client, Reply, Server, Sut, args, contains, eventually, expect, server_tests};
 
 server_tests![no_secret_reaches_any_channel, no_error_repeats_what_was_sent];
 
@@ -120,11 +120,14 @@ fn no_secret_reaches_any_channel(sut: &Sut) {
     let mut errors = Vec::new();
     leave_traces(&mut c, &plain, &mut errors);
     use_secrets(&primary, &plain, &mut canaries, &mut errors);
+    rotate(&primary, &replica, &mut canaries, &mut errors);
     let keyring = fs::read_to_string(primary.keyring_file()).unwrap();
     let keyring: serde_json::Value = serde_json::from_str(&keyring).unwrap();
-    let root = keyring["keys"][0]["key"].as_str().unwrap();
-    canaries.add("the keyring's key in base64", root.as_bytes());
-    canaries.add("the keyring's key", &base64::engine::general_purpose::STANDARD.decode(root).unwrap());
+    for key in keyring["keys"].as_array().unwrap() {
+        let root = key["key"].as_str().unwrap();
+        canaries.add("the keyring's key in base64", root.as_bytes());
+        canaries.add("the keyring's key", &STANDARD.decode(root).unwrap());
+    }
 
     c.ok("SET the end");
     primary.wait_for(&replica);
@@ -282,6 +285,35 @@ fn use_secrets(primary: &Server, plain: &str, canaries: &mut Canaries, errors: &
     for command in [args!["KG.AUTH", "nowhere", raw], args!["KG.AUTH", "acme", raw, "WHAT"]] {
         assert!(c.call(command).is_error());
     }
+}
+
+/// A newer key comes into the keyring, after files that are none, and the vault is sealed again under it.
+fn rotate(primary: &Server, replica: &Server, canaries: &mut Canaries, errors: &mut Vec<String>) {
+    let file = fs::read_to_string(primary.keyring_file()).unwrap();
+    let mut keyring: serde_json::Value = serde_json::from_str(&file).unwrap();
+    let new: [u8; 32] = rand::rng().random();
+    keyring["keys"].as_array_mut().unwrap().push(serde_json::json!({ "key": STANDARD.encode(new) }));
+    for server in [replica, primary] {
+        let mut c = server.client();
+        let broken = canary();
+        canaries.add("a file that is no keyring", broken.as_bytes());
+        for content in [broken.clone(), format!("{{\"version\":1,\"keys\":[{{\"key\":\"{broken}\"}}]}}")] {
+            fs::write(server.keyring_file(), content).unwrap();
+            errors.push(c.err("KG.KEYRING RELOAD"));
+        }
+        fs::write(server.keyring_file(), keyring.to_string()).unwrap();
+        c.ok("KG.KEYRING RELOAD");
+        // One who takes the key for its name.
+        errors.push(c.err(args!["KG.KEYRING", "DROP", STANDARD.encode(new)]));
+        errors.push(c.err(args!["KG.KEYRING", "DROP", broken]));
+    }
+    let mut c = primary.client();
+    let ended = eventually("the vault being sealed again", || {
+        let reply = c.ok("KG.REKEY acme");
+        expect(reply.field("state").text() == "done", || format!("{reply:?}")).map(|()| reply)
+    });
+    assert!(ended.field("done").int() > 0 && ended.field("failed").int() == 0, "{ended:?}");
+    errors.push(String::from_utf8_lossy(&flat(&c.ok("KG.KEYRING STATUS"))).into_owned());
 }
 
 fn no_error_repeats_what_was_sent(sut: &Sut) {

@@ -8,7 +8,7 @@ use keyguard_core::record::{ApiRecord, MAX_WEIGHT, OrgRecord, Record, Status, Un
 use keyguard_core::scope::Scopes;
 use keyguard_core::secret::Secret;
 use keyguard_core::token::{Prefix, RawKey};
-use keyguard_core::vault::{self, Place};
+use keyguard_core::vault;
 use keyguard_core::{Error, Result};
 
 use super::{Call, EXPIRY, LIMIT, expiry, unit_limit};
@@ -17,18 +17,10 @@ use crate::ffi::{Ctx, Kind, OwnedString};
 use crate::keyring;
 use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::{Map, Value, integer};
-use crate::store::{API_KEYS, MAX_SHARED, Missing, Store, VAULT_KEYS, api_fields, using, vault_fields};
+use crate::store::{API_KEYS, MAX_SHARED, Missing, Store, VAULT_KEYS, api_fields, place, using, vault_fields};
 
 /// The most ids that one DELKEY takes: more would hold the server up for over 2 ms.
 const MAX_DELETED: usize = 250;
-
-/// The sealed field of a vault key.
-const SECRET: &str = "secret";
-
-/// Where the secret of a vault key is sealed for.
-fn place<'a>(store: &Store<'a>, id: u64) -> Place<'a> {
-    Place { record_type: "vault", store: store.name.as_str(), id, field: SECRET }
-}
 
 /// `KG.ADDKEY store name secret [options]`
 pub struct AddKey;

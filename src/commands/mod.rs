@@ -7,6 +7,7 @@ pub mod apply;
 pub mod auth;
 pub mod claim;
 pub mod ip;
+pub mod keyring;
 pub mod keys;
 pub mod orgs;
 
@@ -40,6 +41,8 @@ pub fn table() -> Vec<Entry> {
         Entry::of::<ip::BlockIp>(),
         Entry::of::<ip::UnblockIp>(),
         Entry::of::<ip::CheckIp>(),
+        Entry::of::<keyring::KeyringCommand>(),
+        Entry::of::<keyring::Rekey>(),
         Entry::of::<apply::Apply>(),
     ]
 }

@@ -147,6 +147,10 @@ pub fn commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
             "META",
             "{}"
         ],
+        args!["KG.KEYRING", "STATUS"],
+        args!["KG.KEYRING", "RELOAD"],
+        args!["KG.REKEY", "acme"],
+        args!["KG.REKEY", "acme", "STOP"],
         args!["KG.DELKEY", "acme", "2"],
         args!["KG.APPLY", "rl:few", "payload"],
     ]

@@ -3,6 +3,8 @@
 //! A text starts with a code that programs match on, in capitals, then says what was wrong and what is accepted. It holds
 //! no byte that a client sent: such bytes may be a secret, and the server may not survive some of them.
 
+use crate::keyring::{Fingerprint, SourceError};
+
 /// What went wrong. [`std::fmt::Display`] gives the whole error line, code first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -107,6 +109,39 @@ pub enum Error {
         /// What is in use.
         what: &'static str,
     },
+    /// The key of the keyring that seals and digests.
+    #[error(
+        "INUSE this is the newest key of the keyring, which seals and digests: add a newer one, then KG.KEYRING RELOAD"
+    )]
+    NewestKey,
+    /// A key of the keyring without which records could not be read.
+    #[error(
+        "INUSE records of the stores on this server that use this key: {records}; KG.REKEY moves vault keys to the newest, API keys keep theirs as long as they exist"
+    )]
+    KeyInUse {
+        /// How many, in all databases.
+        records: u64,
+    },
+    /// A keyring to be put in force that lacks a key of the one in force.
+    #[error(
+        "INUSE the keyring that was read lacks key {fingerprint}, which is in force: KG.KEYRING DROP first; nothing changed"
+    )]
+    KeyWouldGo {
+        /// The key that it lacks.
+        fingerprint: Fingerprint,
+    },
+    /// A key that the keyring does not hold.
+    #[error("NOSUCH no such key in the keyring of this server; KG.KEYRING STATUS names them")]
+    NoSuchKey,
+    /// A keyring that could not be read while the server runs.
+    #[error("ERR the keyring was not read again, what was in force stays so: {why}")]
+    Unreloaded {
+        /// What is wrong with it.
+        why: SourceError,
+    },
+    /// A command that takes longer than others may be held up, where its caller cannot be made to wait.
+    #[error("ERR this looks through all stores, which takes a while: not in MULTI, a script or a function")]
+    MayNotWait,
     /// More records than one call may read or change.
     #[error("TOOMANY more than {max} {what}")]
     TooMany {

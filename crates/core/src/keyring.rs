@@ -125,6 +125,37 @@ pub enum KeyringError {
     NoPassword,
 }
 
+/// Why a keyring cannot be had from where it lies. It tells no path and nothing of the content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    /// No place names a keyring.
+    #[error("there is no keyring-file, no environment variable KEYGUARD_KEYRING and no .netrc entry of that name")]
+    Nowhere,
+    /// The file that was named is not there.
+    #[error("keyring-file does not exist")]
+    NoFile,
+    /// The system does not let it be read.
+    #[error("the keyring cannot be read: {0}")]
+    Unreadable(std::io::ErrorKind),
+    /// A pipe or a device, which might never end.
+    #[error("the keyring is not a regular file")]
+    NotAFile,
+    /// Larger than any keyring.
+    #[error("the keyring is larger than 1 MiB")]
+    TooLarge,
+    /// Others than its owner can read it.
+    #[error("the keyring has mode {0:04o}: it must be 0400 or 0600, so that nobody else can read it")]
+    Mode(u32),
+    /// It was read, and is none.
+    #[error("{source_name}: {why}")]
+    Content {
+        /// `keyring-file`, `KEYGUARD_KEYRING` or `.netrc`.
+        source_name: &'static str,
+        /// What is wrong.
+        why: KeyringError,
+    },
+}
+
 /// 32 random bytes from which everything else is derived. Wiped when dropped, never printed.
 #[derive(Clone)]
 pub struct RootKey(Zeroizing<[u8; 32]>);
@@ -263,6 +294,13 @@ impl Keyring {
     /// All keys, the one in use first.
     pub fn newest_first(&self) -> impl Iterator<Item = &KeyringKey> {
         std::iter::once(&self.newest).chain(self.older.iter().rev())
+    }
+
+    /// The same keyring without one of its older keys. None for the newest, and for one that it does not hold.
+    #[must_use]
+    pub fn without(&self, fingerprint: Fingerprint) -> Option<Self> {
+        let older: Vec<KeyringKey> = self.older.iter().filter(|key| key.fingerprint != fingerprint).cloned().collect();
+        (older.len() < self.older.len()).then(|| Self { newest: self.newest.clone(), older })
     }
 
     /// How many keys there are; at least one.
@@ -568,6 +606,17 @@ pub(crate) mod tests {
             assert!(!error.to_string().contains("hunter2"), "{text}");
         }
         assert_eq!(Keyring::parse(b"\xff").map(|_| ()).unwrap_err(), KeyringError::NotText);
+    }
+
+    #[test]
+    fn only_an_older_key_can_be_left_out() {
+        let keyring = keyring();
+        let [newest, older] = fingerprints(&keyring).try_into().unwrap();
+        let without = |fingerprint: &str| keyring.without(fingerprint.parse().unwrap());
+        assert_eq!(fingerprints(&without(&older).unwrap()), [&*newest]);
+        assert!(without(&newest).is_none());
+        assert!(without("0000000000000000").is_none());
+        assert_eq!(fingerprints(&keyring), [newest, older], "the keyring itself stays as it was");
     }
 
     #[test]
