@@ -511,16 +511,25 @@ impl Key<'_> {
     /// # Errors
     /// [`Error::WrongType`] unless the key holds a string or nothing.
     pub fn text(&self) -> Result<Option<Vec<u8>>> {
+        self.with_text(<[u8]>::to_vec)
+    }
+
+    /// What `read` makes of the bytes of a string key, which may be long and are not copied; `None` if there is none. It may not
+    /// call the server.
+    ///
+    /// # Errors
+    /// As [`text`](Self::text).
+    pub fn with_text<T>(&self, read: impl FnOnce(&[u8]) -> T) -> Result<Option<T>> {
         match self.kind() {
             Kind::Empty => return Ok(None),
             Kind::Text => {}
             _ => return Err(Error::WrongType),
         }
         let mut len = 0;
-        // SAFETY: the key holds a string; the bytes are copied before anything else touches it.
+        // SAFETY: the key holds a string; the bytes are read before anything else touches it, and do not leave `read`.
         unsafe {
             let start = api!(RedisModule_StringDMA)(self.raw, &mut len, raw::REDISMODULE_READ as c_int);
-            Ok((!start.is_null()).then(|| std::slice::from_raw_parts(start.cast::<u8>(), len).to_vec()))
+            Ok((!start.is_null()).then(|| read(std::slice::from_raw_parts(start.cast::<u8>(), len))))
         }
     }
 }

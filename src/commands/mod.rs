@@ -6,6 +6,7 @@
 pub mod apply;
 pub mod auth;
 pub mod claim;
+pub mod delete;
 pub mod ip;
 pub mod keys;
 pub mod orgs;
@@ -30,7 +31,7 @@ pub fn table() -> Vec<Entry> {
         Entry::of::<keys::GetKey>(),
         Entry::of::<keys::Reveal>(),
         Entry::of::<keys::FindKey>(),
-        Entry::of::<keys::DelKey>(),
+        Entry::of::<delete::DelKey>(),
         Entry::of::<orgs::AddOrg>(),
         Entry::of::<orgs::SetOrg>(),
         Entry::of::<keys::NewKey>(),

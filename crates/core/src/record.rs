@@ -59,6 +59,46 @@ pub struct UnitLimit<'a> {
 /// The limits of one record.
 pub type UnitLimits<'a> = ArrayVec<UnitLimit<'a>, MAX_LIMITS>;
 
+/// What a key record is the record of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RecordType {
+    /// A vault key.
+    Vault,
+    /// An API key.
+    Api,
+}
+
+impl RecordType {
+    /// A client's word, whatever its case.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        [Self::Vault, Self::Api]
+            .into_iter()
+            .find(|known| bytes.eq_ignore_ascii_case(known.as_str().as_bytes()))
+            .ok_or(Error::Invalid { what: "TYPE", accepted: "vault or api" })
+    }
+
+    /// The one that this is not.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Vault => Self::Api,
+            Self::Api => Self::Vault,
+        }
+    }
+
+    /// The word that replies, options and readable fields use.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Vault => "vault",
+            Self::Api => "api",
+        }
+    }
+}
+
 /// Whether a key works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
@@ -241,13 +281,19 @@ impl<'a> Record<'a> {
         }
     }
 
+    /// Which of the two it is.
+    #[must_use]
+    pub const fn record_type(&self) -> RecordType {
+        match self {
+            Self::Vault(_) => RecordType::Vault,
+            Self::Api(_) => RecordType::Api,
+        }
+    }
+
     /// `vault` or `api`.
     #[must_use]
     pub const fn type_name(&self) -> &'static str {
-        match self {
-            Self::Vault(_) => "vault",
-            Self::Api(_) => "api",
-        }
+        self.record_type().as_str()
     }
 
     /// Whether the key works, expiry aside.
