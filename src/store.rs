@@ -181,6 +181,19 @@ impl<'c> Store<'c> {
         self.packed(&self.name.org(org), "organization", "organization record")
     }
 
+    /// A key record, to read its fields; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`Error::WrongType`].
+    pub fn record(&self, id: u64) -> Result<Option<Key<'c>>> {
+        let key = self.read(&self.name.key(id))?;
+        match key.kind() {
+            Kind::Empty => Ok(None),
+            Kind::Hash => Ok(Some(key)),
+            _ => Err(Error::WrongType),
+        }
+    }
+
     /// A readable field of a key record that no packed field repeats.
     pub fn record_field(&self, id: u64, field: &CStr) -> Result<Option<OwnedString>> {
         self.read(&self.name.key(id))?.hash_field(field)
@@ -222,10 +235,51 @@ impl<'c> Store<'c> {
     ///
     /// # Errors
     /// [`Error::WrongType`].
-    #[allow(dead_code, reason = "the listing commands come next")]
     pub fn ids_after(&self, of: RecordType, after: u64, n: usize) -> Result<Vec<u64>> {
         let ids = self.read(&self.name.ids(of))?.with_text(|bitmap| listing::ids_after(bitmap, after, n))?;
         Ok(ids.unwrap_or_default())
+    }
+
+    /// The ids of the vault keys of a name, as [`ids_after`](Self::ids_after) gives them.
+    ///
+    /// # Errors
+    /// [`Error::WrongType`], or [`Error::Damaged`] where something else than ids stands.
+    pub fn vault_ids_named(&self, name: &str, after: u64, n: usize) -> Result<Vec<u64>> {
+        let pool = self.name.pool(name);
+        self.named(name)?;
+        let reply = self.ctx.call(c"HKEYS", c"Ev", &[&pool]);
+        let ids = (0..).map_while(|index| reply.element(index));
+        let mut ids: Vec<u64> = ids
+            .map(|id| parse::unsigned(id.as_bytes()).ok_or(Error::Damaged { what: "index of names" }))
+            .filter(|id| id.is_ok_and(|id| id > after) || id.is_err())
+            .collect::<Result<_>>()?;
+        ids.sort_unstable();
+        ids.truncate(n);
+        Ok(ids)
+    }
+
+    /// How many vault keys have a name.
+    ///
+    /// # Errors
+    /// [`Error::WrongType`].
+    pub fn named(&self, name: &str) -> Result<u64> {
+        let pool = self.read(&self.name.pool(name))?;
+        match pool.kind() {
+            Kind::Empty => Ok(0),
+            Kind::Hash => Ok(pool.len() as u64),
+            _ => Err(Error::WrongType),
+        }
+    }
+
+    /// A count in the header.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if it is no number.
+    pub fn counted(&self, what: &str) -> Result<u64> {
+        match self.ctx.read(self.header).hash_field(&to_c_string(what))? {
+            None => Ok(0),
+            Some(count) => parse::unsigned(count.name().bytes()).ok_or(Error::Damaged { what: "header" }),
+        }
     }
 
     /// Makes sure that a new record can be listed, before anything is written.

@@ -183,7 +183,8 @@ fn which<'c>(ctx: Ctx<'c>, mut args: Args<'c>) -> Result<(Store<'c>, u64)> {
     Ok((Store::open(ctx, at, Missing::Refuse)?, id))
 }
 
-fn describe(call: &Call<'_>, id: u64, record: &Record<'_>, meta: Option<&[u8]>) {
+/// Describes a record: never its secret, nor a digest of it.
+pub(super) fn describe(call: &Call<'_>, id: u64, record: &Record<'_>, meta: Option<&[u8]>) {
     let limits: Vec<String> = record
         .limits()
         .iter()
@@ -216,7 +217,7 @@ fn describe(call: &Call<'_>, id: u64, record: &Record<'_>, meta: Option<&[u8]>) 
         .field("status", record.status().as_str())
         .field("active", record.status() == Status::Active)
         .field("expired", expired)
-        .field("usable", record.status() == Status::Active && !expired)
+        .field("usable", record.usable(call.now_ms))
         .optional("meta", meta);
     map.send(call.ctx);
 }

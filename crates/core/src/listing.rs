@@ -1,9 +1,15 @@
 //! Which key records a command is about, and in which order: the index of ids, filters, sort orders, and the sets of a vault.
 
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use arrayvec::ArrayVec;
+
 use crate::args::{Args, Argument, once};
 use crate::error::{Error, Result};
 use crate::names::name;
 use crate::record::{ApiRecord, Record, RecordType, Status, VaultRecord};
+use crate::secret::Hint;
 
 /// The ids after `after` that a bitmap lists, in order, and at most `n` of them.
 ///
@@ -171,6 +177,258 @@ impl<'a> Filter<'a> {
     }
 }
 
+/// What records can be sorted by: the fields of their descriptions that have an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Id,
+    Type,
+    Name,
+    Label,
+    Org,
+    Source,
+    Login,
+    Batch,
+    Account,
+    Status,
+    Active,
+    Expired,
+    Usable,
+    CreatedAt,
+    ExpiresAt,
+    Weight,
+    Hint,
+}
+
+impl Field {
+    const ALL: [(&'static str, Self); 17] = [
+        ("id", Self::Id),
+        ("type", Self::Type),
+        ("name", Self::Name),
+        ("label", Self::Label),
+        ("org", Self::Org),
+        ("source", Self::Source),
+        ("login", Self::Login),
+        ("batch", Self::Batch),
+        ("account", Self::Account),
+        ("status", Self::Status),
+        ("active", Self::Active),
+        ("expired", Self::Expired),
+        ("usable", Self::Usable),
+        ("created_at", Self::CreatedAt),
+        ("expires_at", Self::ExpiresAt),
+        ("weight", Self::Weight),
+        ("hint", Self::Hint),
+    ];
+
+    fn parse(bytes: &[u8]) -> Result<Self> {
+        const ACCEPTED: &str = "id, type, name, label, org, source, login, batch, account, status, active, expired, usable, \
+                                created_at, expires_at, weight or hint";
+        let known = Self::ALL.into_iter().find(|(word, _)| bytes.eq_ignore_ascii_case(word.as_bytes()));
+        known.map(|(_, field)| field).ok_or(Error::Invalid { what: "SORTBY", accepted: ACCEPTED })
+    }
+
+    /// The field of a record; None if it does not apply.
+    fn value<'a>(self, id: u64, record: &Record<'a>, now_ms: u64) -> Option<Value<'a>> {
+        let active = record.status() == Status::Active;
+        match (self, record) {
+            (Self::Id, _) => Some(Value::Number(id)),
+            (Self::Type, _) => Some(Value::Text(record.type_name())),
+            (Self::Status, _) => Some(Value::Text(record.status().as_str())),
+            (Self::Active, _) => Some(Value::Number(u64::from(active))),
+            (Self::Expired, _) => Some(Value::Number(u64::from(record.expired(now_ms)))),
+            (Self::Usable, _) => Some(Value::Number(u64::from(record.usable(now_ms)))),
+            (Self::CreatedAt, _) => Some(Value::Number(record.created_ms())),
+            (Self::ExpiresAt, _) => record.expires_ms().map(Value::Number),
+            (Self::Name, Record::Vault(vault)) => Some(Value::Text(vault.name)),
+            (Self::Source, Record::Vault(vault)) => vault.source.map(Value::Text),
+            (Self::Login, Record::Vault(vault)) => vault.login.map(Value::Text),
+            (Self::Batch, Record::Vault(vault)) => vault.batch.map(Value::Text),
+            (Self::Account, Record::Vault(vault)) => vault.account.map(Value::Text),
+            (Self::Weight, Record::Vault(vault)) => Some(Value::Number(u64::from(vault.weight))),
+            (Self::Hint, Record::Vault(vault)) => vault.hint.map(Value::Hint),
+            (Self::Org, Record::Api(api)) => Some(Value::Text(api.org)),
+            (Self::Label, Record::Api(api)) => Some(Value::Text(api.label)),
+            // What is shown of an API key, as the hint is of a vault key.
+            (Self::Hint, Record::Api(api)) => Some(Value::Text(api.start)),
+            _ => None,
+        }
+    }
+}
+
+/// A value to sort by. All of one field's are of one kind, but for hints: those compare as texts.
+#[derive(Debug, Clone, Copy)]
+enum Value<'a> {
+    Number(u64),
+    Text(&'a str),
+    Hint(Hint),
+}
+
+impl Value<'_> {
+    fn number_and_bytes(&self) -> (u64, &[u8]) {
+        match self {
+            Self::Number(number) => (*number, &[]),
+            Self::Text(text) => (0, text.as_bytes()),
+            Self::Hint(hint) => (0, hint.as_bytes()),
+        }
+    }
+}
+
+/// One SORTBY.
+#[derive(Debug, Clone, Copy)]
+struct Sort {
+    by: Field,
+    descending: bool,
+}
+
+/// The order that records are asked for in: by the first SORTBY, those that are equal there by the next, and in the end by id.
+///
+/// Texts are ordered by their bytes. A record that lacks a field comes after all that have it, in both directions.
+#[derive(Debug, Clone, Default)]
+pub struct SortBy(ArrayVec<Sort, { Field::ALL.len() }>);
+
+impl SortBy {
+    /// Takes what follows the word SORTBY: `field [ASC | DESC]`. A field that is named again decides nothing.
+    ///
+    /// # Errors
+    /// [`Error::MissingValue`], or [`Error::Invalid`] if there is no such field.
+    pub fn take<'a, A: Argument<'a>>(&mut self, args: &mut Args<'a, A>) -> Result<()> {
+        let by = Field::parse(args.value("SORTBY")?)?;
+        let descending = !args.take_word("ASC") && args.take_word("DESC");
+        if self.0.iter().all(|sort| sort.by != by) {
+            // There is room for every field.
+            let _ = self.0.try_push(Sort { by, descending });
+        }
+        Ok(())
+    }
+
+    /// Whether no SORTBY was given: the order is that of the ids.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Records being put in order, by what of them is compared: a record need not be kept as it is.
+#[derive(Debug)]
+pub struct Sorting<'a> {
+    by: SortBy,
+    ids: Vec<u64>,
+    /// For each record, a value for each SORTBY.
+    values: Vec<Option<Value<'a>>>,
+}
+
+impl<'a> Sorting<'a> {
+    /// An order to put about so many records in.
+    #[must_use]
+    pub fn new(by: &SortBy, records: usize) -> Self {
+        Self { ids: Vec::with_capacity(records), values: Vec::with_capacity(records * by.0.len()), by: by.clone() }
+    }
+
+    /// Adds a record.
+    pub fn push(&mut self, id: u64, record: &Record<'a>, now_ms: u64) {
+        self.ids.push(id);
+        self.values.extend(self.by.0.iter().map(|sort| sort.by.value(id, record, now_ms)));
+    }
+
+    /// The records in order, each as how many were added before it.
+    #[must_use]
+    pub fn into_positions(self) -> Vec<usize> {
+        let width = self.by.0.len();
+        let row = |position: usize| self.values.get(position * width..(position + 1) * width).unwrap_or_default();
+        let mut positions: Vec<usize> = (0..self.ids.len()).collect();
+        positions.sort_unstable_by(|left, right| {
+            let pairs = row(*left).iter().zip(row(*right)).zip(&self.by.0);
+            pairs
+                .map(|((left, right), sort)| compare(left.as_ref(), right.as_ref(), sort.descending))
+                .find(|order| order.is_ne())
+                .unwrap_or_else(|| self.ids.get(*left).cmp(&self.ids.get(*right)))
+        });
+        positions
+    }
+}
+
+fn compare(left: Option<&Value<'_>>, right: Option<&Value<'_>>, descending: bool) -> Ordering {
+    match (left, right) {
+        (Some(left), Some(right)) => {
+            let order = left.number_and_bytes().cmp(&right.number_and_bytes());
+            if descending { order.reverse() } else { order }
+        }
+        // None is last.
+        _ => left.is_none().cmp(&right.is_none()),
+    }
+}
+
+/// What vault keys have in common that are one set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SetName<'a> {
+    /// The name.
+    pub name: &'a str,
+    /// The source.
+    pub source: Option<&'a str>,
+    /// The login.
+    pub login: Option<&'a str>,
+    /// The batch.
+    pub batch: Option<&'a str>,
+}
+
+/// How many vault keys of a set there are, and of what use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usability {
+    /// All.
+    pub total: u64,
+    /// Those whose status is active.
+    pub active: u64,
+    /// Those whose expiry has passed.
+    pub expired: u64,
+    /// Those that are active and have not expired.
+    pub usable: u64,
+    /// When the first of the usable expires, in unix milliseconds; None if none ever does.
+    pub expires_ms: Option<u64>,
+}
+
+impl Usability {
+    /// Counts one more key.
+    pub fn add(&mut self, record: &VaultRecord<'_>, now_ms: u64) {
+        let (active, expired) = (record.status == Status::Active, record.expired(now_ms));
+        self.total += 1;
+        self.active += u64::from(active);
+        self.expired += u64::from(expired);
+        if active && !expired {
+            self.usable += 1;
+            self.expires_ms = self.expires_ms.into_iter().chain(record.expires_ms).min();
+        }
+    }
+}
+
+/// The sets of vault keys, in order of their names.
+#[derive(Debug, Default)]
+pub struct Sets<'a>(BTreeMap<SetName<'a>, Usability>);
+
+impl<'a> Sets<'a> {
+    /// Counts a vault key in its set.
+    pub fn add(&mut self, record: &VaultRecord<'a>, now_ms: u64) {
+        let VaultRecord { name, source, login, batch, .. } = *record;
+        self.0.entry(SetName { name, source, login, batch }).or_default().add(record, now_ms);
+    }
+
+    /// How many sets there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The sets, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&SetName<'a>, &Usability)> {
+        self.0.iter()
+    }
+}
+
 /// The value of an option that is `yes` or `no`, whatever its case.
 fn yes_or_no(bytes: &[u8], option: &'static str) -> Result<bool> {
     match bytes {
@@ -331,7 +589,145 @@ mod tests {
         assert_eq!(ids_after(&[], 0, 10), NONE);
     }
 
+    /// The ids of records, in the order of some SORTBYs.
+    fn sorted(options: &'static str, records: &[(u64, Record<'_>)], now_ms: u64) -> Result<Vec<u64>> {
+        let arguments: Vec<&'static [u8]> = options.split_ascii_whitespace().map(str::as_bytes).collect();
+        let mut args = Args::new(arguments.leak(), || "usage");
+        let mut by = SortBy::default();
+        while args.option(&["SORTBY"])?.is_some() {
+            by.take(&mut args)?;
+        }
+        args.finish()?;
+        let mut sorting = Sorting::new(&by, records.len());
+        records.iter().for_each(|(id, record)| sorting.push(*id, record, now_ms));
+        Ok(sorting.into_positions().into_iter().map(|position| records[position].0).collect())
+    }
+
+    #[test]
+    fn every_field_sorts_both_ways_and_what_is_missing_comes_last() {
+        let now_ms = 1000;
+        let records = [
+            (7, Record::Vault(VaultRecord { weight: 10, ..vault("b", Status::Inactive, Some(1000)) })),
+            (
+                3,
+                Record::Vault(VaultRecord {
+                    login: Some("x"),
+                    account: Some("n"),
+                    created_ms: 9,
+                    hint: Hint::try_from(*b"zzzz").ok(),
+                    ..vault("a", Status::Active, Some(5000))
+                }),
+            ),
+            (
+                5,
+                Record::Vault(VaultRecord {
+                    source: None,
+                    batch: Some("b0"),
+                    login: Some("y"),
+                    weight: 9,
+                    ..vault("B", Status::Active, None)
+                }),
+            ),
+            (4, Record::Api(api("shop", "web", Status::Revoked, Some(10_000)))),
+            (9, Record::Api(api("lab", "cron", Status::Active, Some(999)))),
+        ];
+        for (field, ascending, descending) in [
+            ("id", [3, 4, 5, 7, 9], [9, 7, 5, 4, 3]),
+            ("TYPE", [4, 9, 3, 5, 7], [3, 5, 7, 4, 9]),
+            ("name", [5, 3, 7, 4, 9], [7, 3, 5, 4, 9]),
+            ("label", [9, 4, 3, 5, 7], [4, 9, 3, 5, 7]),
+            ("org", [9, 4, 3, 5, 7], [4, 9, 3, 5, 7]),
+            ("source", [3, 7, 4, 5, 9], [3, 7, 4, 5, 9]),
+            ("login", [3, 5, 4, 7, 9], [5, 3, 4, 7, 9]),
+            ("batch", [5, 3, 7, 4, 9], [3, 7, 5, 4, 9]),
+            ("account", [3, 4, 5, 7, 9], [3, 4, 5, 7, 9]),
+            ("status", [3, 5, 9, 7, 4], [4, 7, 3, 5, 9]),
+            ("active", [4, 7, 3, 5, 9], [3, 5, 9, 4, 7]),
+            ("expired", [3, 4, 5, 7, 9], [7, 9, 3, 4, 5]),
+            ("usable", [4, 7, 9, 3, 5], [3, 5, 4, 7, 9]),
+            ("created_at", [4, 5, 7, 9, 3], [3, 4, 5, 7, 9]),
+            ("expires_at", [9, 7, 3, 4, 5], [4, 3, 7, 9, 5]),
+            ("weight", [3, 5, 7, 4, 9], [7, 5, 3, 4, 9]),
+            ("hint", [4, 9, 3, 5, 7], [3, 4, 9, 5, 7]),
+        ] {
+            for (order, expected) in [("", ascending), (" ASC", ascending), (" desc", descending)] {
+                let options: &str = format!("SORTBY {field}{order}").leak();
+                assert_eq!(sorted(options, &records, now_ms).unwrap(), expected, "{options}");
+            }
+        }
+        for (options, expected) in [
+            ("", [3, 4, 5, 7, 9]),
+            ("SORTBY type DESC SORTBY weight DESC SORTBY id", [7, 5, 3, 4, 9]),
+            ("SORTBY active SORTBY expired DESC SORTBY id DESC", [7, 4, 9, 5, 3]),
+            ("SORTBY active SORTBY active DESC", [4, 7, 3, 5, 9]),
+        ] {
+            assert_eq!(sorted(options, &records, now_ms).unwrap(), expected, "{options}");
+        }
+        for options in ["SORTBY", "SORTBY x", "SORTBY secret", "SORTBY digest", "SORTBY meta", "SORTBY id UP"] {
+            assert!(sorted(options, &records, now_ms).is_err(), "{options}");
+        }
+    }
+
+    #[test]
+    fn sets_count_what_can_be_used_and_when_that_ends() {
+        let other = VaultRecord { source: None, ..vault("a", Status::Active, None) };
+        let mut sets = Sets::default();
+        assert!(sets.is_empty());
+        for record in [
+            &vault("a", Status::Active, Some(1001)),
+            &vault("a", Status::Active, Some(1000)),
+            &vault("a", Status::Active, Some(5000)),
+            &vault("a", Status::Active, None),
+            &vault("a", Status::Inactive, Some(1001)),
+            &vault("a", Status::Inactive, Some(1)),
+            &vault("b", Status::Inactive, Some(5000)),
+            &other,
+        ] {
+            sets.add(record, 1000);
+        }
+        let name = |name, source| SetName { name, source, login: None, batch: Some("b1") };
+        let expected = [
+            (name("a", None), Usability { total: 1, active: 1, expired: 0, usable: 1, expires_ms: None }),
+            (name("a", Some("web")), Usability { total: 6, active: 4, expired: 2, usable: 3, expires_ms: Some(1001) }),
+            (name("b", Some("web")), Usability { total: 1, active: 0, expired: 0, usable: 0, expires_ms: None }),
+        ];
+        let found: Vec<_> = sets.iter().map(|(name, usability)| (*name, *usability)).collect();
+        assert_eq!((sets.len(), found), (3, expected.to_vec()));
+    }
+
     proptest! {
+        #[test]
+        fn sorting_is_that_of_a_naive_model(
+            expiries in proptest::collection::vec((0..4_u64, proptest::option::of(0..4_u64), "[ab]{1,2}"), 0..20),
+            descending: [bool; 2],
+        ) {
+            let records: Vec<(u64, Record<'_>)> = expiries
+                .iter()
+                .enumerate()
+                .map(|(n, (weight, expires_ms, name))| {
+                    let record = VaultRecord { weight: *weight as u32 + 1, ..vault(name, Status::Active, *expires_ms) };
+                    ((n as u64 * 7) % 23, Record::Vault(record))
+                })
+                .collect();
+            let by = SortBy(descending.into_iter().zip([Field::ExpiresAt, Field::Name])
+                .map(|(descending, by)| Sort { by, descending }).collect());
+            let mut sorting = Sorting::new(&by, 0);
+            records.iter().for_each(|(id, record)| sorting.push(*id, record, 2));
+            let positions = sorting.into_positions();
+            // A stable sort by each field in turn, the last that decides first, is the model.
+            let mut naive: Vec<usize> = (0..records.len()).collect();
+            naive.sort_by_key(|position| records[*position].0);
+            naive.sort_by(|left, right| {
+                let (left, right) = (&expiries[*left].2, &expiries[*right].2);
+                if descending[1] { right.cmp(left) } else { left.cmp(right) }
+            });
+            naive.sort_by_key(|position| match expiries[*position].1 {
+                None => i64::MAX,
+                Some(at) => if descending[0] { -(at as i64) } else { at as i64 },
+            });
+            prop_assert_eq!(positions, naive);
+        }
+
         #[test]
         fn ids_after_are_those_of_a_naive_search(
             bytes in proptest::collection::vec(prop_oneof![3 => Just(0), 1 => any::<u8>()], 0..60),

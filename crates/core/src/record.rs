@@ -320,6 +320,21 @@ impl<'a> Record<'a> {
         is_past(self.expires_ms(), now_ms)
     }
 
+    /// Whether it works now: it is active and has not expired.
+    #[must_use]
+    pub fn usable(&self, now_ms: u64) -> bool {
+        self.status() == Status::Active && !self.expired(now_ms)
+    }
+
+    /// When it was made, in unix milliseconds.
+    #[must_use]
+    pub const fn created_ms(&self) -> u64 {
+        match self {
+            Self::Vault(record) => record.created_ms,
+            Self::Api(record) => record.created_ms,
+        }
+    }
+
     /// Its limits.
     #[must_use]
     pub const fn limits(&self) -> &UnitLimits<'a> {
