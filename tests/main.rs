@@ -20,6 +20,7 @@ mod failures;
 mod gate;
 mod harness;
 mod hostile;
+mod listing;
 mod loading;
 mod replication;
 mod secrecy;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         waiting::TESTS,
         claim::TESTS,
         vault::TESTS,
+        listing::TESTS,
         gate::TESTS,
         secrecy::TESTS,
         acl::TESTS,

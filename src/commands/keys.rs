@@ -185,11 +185,6 @@ fn which<'c>(ctx: Ctx<'c>, mut args: Args<'c>) -> Result<(Store<'c>, u64)> {
 
 /// Describes a record: never its secret, nor a digest of it.
 pub(super) fn describe(call: &Call<'_>, id: u64, record: &Record<'_>, meta: Option<&[u8]>) {
-    let limits: Vec<String> = record
-        .limits()
-        .iter()
-        .map(|limit| format!("{} {}ms {}", limit.limit.count(), limit.limit.window_ms(), limit.unit))
-        .collect();
     let expired = record.expired(call.now_ms);
     let mut map = Map::default();
     map.field("id", id).field("type", record.type_name());
@@ -213,7 +208,7 @@ pub(super) fn describe(call: &Call<'_>, id: u64, record: &Record<'_>, meta: Opti
         }
     }
     map.optional("expires_at", record.expires_ms())
-        .field("limits", Value::Strings(limits.iter().map(String::as_str).collect()))
+        .field("limits", record.limits())
         .field("status", record.status().as_str())
         .field("active", record.status() == Status::Active)
         .field("expired", expired)

@@ -56,6 +56,13 @@ pub struct UnitLimit<'a> {
     pub limit: Limit,
 }
 
+impl std::fmt::Display for UnitLimit<'_> {
+    /// As descriptions of records show it: `100 60000ms requests`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}ms {}", self.limit.count(), self.limit.window_ms(), self.unit)
+    }
+}
+
 /// The limits of one record.
 pub type UnitLimits<'a> = ArrayVec<UnitLimit<'a>, MAX_LIMITS>;
 
