@@ -181,19 +181,6 @@ impl<'c> Store<'c> {
         self.packed(&self.name.org(org), "organization", "organization record")
     }
 
-    /// A key record, to read its fields; `None` if there is none.
-    ///
-    /// # Errors
-    /// [`Error::WrongType`].
-    pub fn record(&self, id: u64) -> Result<Option<Key<'c>>> {
-        let key = self.read(&self.name.key(id))?;
-        match key.kind() {
-            Kind::Empty => Ok(None),
-            Kind::Hash => Ok(Some(key)),
-            _ => Err(Error::WrongType),
-        }
-    }
-
     /// A readable field of a key record that no packed field repeats.
     pub fn record_field(&self, id: u64, field: &CStr) -> Result<Option<OwnedString>> {
         self.read(&self.name.key(id))?.hash_field(field)

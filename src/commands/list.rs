@@ -1,14 +1,14 @@
 //! Looking over a store's key records: `KG.LISTKEYS`, `KG.COUNTKEYS`, `KG.USABILITY`.
 
 use keyguard_core::listing::{Filter, Sets, SortBy, Sorting};
-use keyguard_core::names::name;
-use keyguard_core::record::{Record, RecordType};
+use keyguard_core::names::{Derived, name};
+use keyguard_core::record::{Record, RecordType, VaultRecord};
 use keyguard_core::{Error, Result, parse};
 
 use super::keys::describe;
 use super::{Call, FILTER};
 use crate::args::{Args, once};
-use crate::ffi::{Key, OwnedString};
+use crate::ffi::{Key, Kind, OwnedString};
 use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::{Map, integer};
 use crate::store::{API_KEYS, Missing, PACKED, Store, VAULT_KEYS};
@@ -23,10 +23,15 @@ const MAX_PAGE: usize = 1_000;
 /// before there are many of them.
 const MAX_BYTES: usize = 4 << 20;
 
+const MANY_BYTES: Error = Error::TooMany { what: "bytes of records to look at: ask for fewer", max: MAX_BYTES };
+
 /// The records that a filter may match, one after the other in order of their ids, as far as one call may look.
 pub(super) struct Scan<'s, 'c> {
     store: &'s Store<'c>,
     ids: std::vec::IntoIter<u64>,
+    /// The names of the fields, made once, and a buffer for those of keys.
+    fields: [OwnedString; 2],
+    name: Vec<u8>,
     /// The last id looked at.
     last: u64,
     looked: usize,
@@ -49,30 +54,61 @@ impl<'s, 'c> Scan<'s, 'c> {
                 ids
             }
         };
-        Ok(Self { store, ids: ids.into_iter(), last: after, looked: 0, bytes: 0 })
+        let fields = [PACKED.to_bytes(), b"meta"].map(OwnedString::new);
+        Ok(Self { store, ids: ids.into_iter(), fields, name: Vec::new(), last: after, looked: 0, bytes: 0 })
     }
 
     /// The next record that exists, packed, and its key; None when there are no more or the call has looked at enough.
     ///
     /// # Errors
     /// [`Error::WrongType`] or [`Error::Damaged`] where no record of ours stands.
-    pub(super) fn next(&mut self) -> Result<Option<(u64, Key<'c>, OwnedString)>> {
+    fn next(&mut self) -> Result<Option<(u64, Key<'c>, OwnedString)>> {
         while self.looked < MAX_READ && self.bytes < MAX_BYTES {
             let Some(id) = self.ids.next() else { return Ok(None) };
             self.looked += 1;
             self.last = id;
-            if let Some(key) = self.store.record(id)? {
-                let packed = key.hash_field(PACKED)?.ok_or(Error::Damaged { what: "key record" })?;
-                self.took(&packed);
-                return Ok(Some((id, key, packed)));
+            let key = self.open(id)?;
+            if key.kind() == Kind::Empty {
+                continue;
+            }
+            let [packed, _] = &self.fields;
+            let packed = key.hash_field_named(packed.name())?.ok_or(Error::Damaged { what: "key record" })?;
+            self.bytes += packed.name().bytes().len();
+            return Ok(Some((id, key, packed)));
+        }
+        Ok(None)
+    }
+
+    /// The next record that matches, as [`next`](Self::next) gives it.
+    ///
+    /// # Errors
+    /// As there, and [`Error::Damaged`] for one that does not decode.
+    pub(super) fn matching(&mut self, filter: &Filter<'_>, now_ms: u64) -> Result<Option<(u64, Key<'c>, OwnedString)>> {
+        while let Some(next) = self.next()? {
+            let (_, _, packed) = &next;
+            if filter.matches(&Record::decode(packed.name().bytes())?, now_ms) {
+                return Ok(Some(next));
             }
         }
         Ok(None)
     }
 
-    /// Counts what was read beside the records.
-    fn took(&mut self, field: &OwnedString) {
-        self.bytes += field.name().bytes().len();
+    fn open(&mut self, id: u64) -> Result<Key<'c>> {
+        self.store.name.write_derived(&Derived::Key(id), &mut self.name);
+        self.store.read(&self.name)
+    }
+
+    /// What was kept with a record, which counts as looked at.
+    fn meta(&mut self, key: &Key<'_>) -> Result<Option<OwnedString>> {
+        let [_, meta] = &self.fields;
+        let meta = key.hash_field_named(meta.name())?;
+        self.bytes += meta.as_ref().map_or(0, |meta| meta.name().bytes().len());
+        Ok(meta)
+    }
+
+    /// How many ids were looked at, whether there is a record or not.
+    pub(super) fn looked(&self) -> usize {
+        self.looked
     }
 
     /// The id to go on after, if records are left that were not looked at.
@@ -88,8 +124,16 @@ impl<'s, 'c> Scan<'s, 'c> {
         match self.rest_after() {
             None => Ok(()),
             Some(_) if self.looked >= MAX_READ => Err(Error::TooMany { what: records, max: MAX_READ }),
-            Some(_) => Err(Error::TooMany { what: "bytes of records to look at; look at fewer", max: MAX_BYTES }),
+            Some(_) => Err(MANY_BYTES),
         }
+    }
+
+    /// Makes sure that what was read is not too much.
+    ///
+    /// # Errors
+    /// [`Error::TooMany`].
+    fn expect_bytes(&self) -> Result<()> {
+        if self.bytes < MAX_BYTES { Ok(()) } else { Err(MANY_BYTES) }
     }
 }
 
@@ -171,23 +215,19 @@ impl Command for ListKeys {
         let (found, rest_after) = match page {
             Page::After { id, count } => {
                 let mut scan = Scan::new(&store, &filter, id)?;
-                let found = matching(&mut scan, &filter, call.now_ms, 0, count)?;
+                let found = page_of(&mut scan, &filter, call.now_ms, 0, count)?;
                 let rest_after = scan.rest_after().filter(|_| found.len() < count);
                 (found, rest_after)
             }
-            Page::Limit { offset, count } if sort_by.is_empty() => {
-                let mut scan = Scan::new(&store, &filter, 0)?;
-                let found = matching(&mut scan, &filter, call.now_ms, offset, count)?;
-                if found.len() < count {
-                    scan.expect_all(MAX_LISTED)?;
-                }
-                (found, None)
-            }
             Page::Limit { offset, count } => {
                 let mut scan = Scan::new(&store, &filter, 0)?;
-                let found = matching(&mut scan, &filter, call.now_ms, 0, usize::MAX)?;
-                scan.expect_all(MAX_SORTED)?;
-                (sorted(found, &sort_by, call.now_ms, offset, count)?, None)
+                let found = if sort_by.is_empty() {
+                    let found = page_of(&mut scan, &filter, call.now_ms, offset, count)?;
+                    if found.len() == count { Ok(()) } else { scan.expect_all(MAX_LISTED) }.map(|()| found)
+                } else {
+                    sorted(&mut scan, &filter, call.now_ms, &sort_by, offset, count)
+                };
+                (found?, None)
             }
         };
         let mut records = Vec::with_capacity(found.len());
@@ -233,7 +273,7 @@ fn page_size(args: &mut Args<'_>) -> Result<usize> {
 }
 
 /// The records that match, from the one after `offset` of them on, until there are `count`.
-fn matching(
+fn page_of(
     scan: &mut Scan<'_, '_>,
     filter: &Filter<'_>,
     now_ms: u64,
@@ -243,32 +283,48 @@ fn matching(
     let mut found = Vec::new();
     let mut passed = 0;
     while found.len() < count
-        && let Some((id, key, packed)) = scan.next()?
+        && let Some((id, key, packed)) = scan.matching(filter, now_ms)?
     {
-        if !filter.matches(&Record::decode(packed.name().bytes())?, now_ms) {
-            continue;
-        }
         if passed < offset {
             passed += 1;
-            continue;
+        } else {
+            let meta = scan.meta(&key)?;
+            found.push(Found { id, packed, meta });
         }
-        let meta = key.hash_field(c"meta")?;
-        meta.iter().for_each(|meta| scan.took(meta));
-        found.push(Found { id, packed, meta });
     }
     Ok(found)
 }
 
-/// Some of the records, in an order other than that of their ids.
-fn sorted(found: Vec<Found>, sort_by: &SortBy, now_ms: u64, offset: usize, count: usize) -> Result<Vec<Found>> {
-    let mut sorting = Sorting::new(sort_by, found.len());
-    for found in &found {
-        sorting.push(found.id, &Record::decode(found.packed.name().bytes())?, now_ms);
+/// As many records in an order other than that of their ids: all that match are read, and META only of those.
+fn sorted(
+    scan: &mut Scan<'_, '_>,
+    filter: &Filter<'_>,
+    now_ms: u64,
+    sort_by: &SortBy,
+    offset: usize,
+    count: usize,
+) -> Result<Vec<Found>> {
+    let mut matching = Vec::new();
+    while let Some((id, _, packed)) = scan.matching(filter, now_ms)? {
+        matching.push((id, packed));
+    }
+    scan.expect_all(MAX_SORTED)?;
+    let mut sorting = Sorting::new(sort_by, matching.len());
+    for (id, packed) in &matching {
+        sorting.push(*id, &Record::decode(packed.name().bytes())?, now_ms);
     }
     let positions = sorting.into_positions();
-    let mut found: Vec<Option<Found>> = found.into_iter().map(Some).collect();
-    let page = positions.into_iter().skip(offset).take(count);
-    Ok(page.filter_map(|position| found.get_mut(position).and_then(Option::take)).collect())
+    let mut matching: Vec<Option<(u64, OwnedString)>> = matching.into_iter().map(Some).collect();
+    let mut found = Vec::new();
+    for position in positions.into_iter().skip(offset).take(count) {
+        if let Some((id, packed)) = matching.get_mut(position).and_then(Option::take) {
+            let key = scan.open(id)?;
+            let meta = scan.meta(&key)?;
+            found.push(Found { id, packed, meta });
+        }
+        scan.expect_bytes()?;
+    }
+    Ok(found)
 }
 
 /// `KG.COUNTKEYS store [filters]`
@@ -307,8 +363,8 @@ impl Command for CountKeys {
         } else {
             let mut scan = Scan::new(&store, &filter, 0)?;
             let mut count = 0;
-            while let Some((_, _, packed)) = scan.next()? {
-                count += u64::from(filter.matches(&Record::decode(packed.name().bytes())?, call.now_ms));
+            while scan.matching(&filter, call.now_ms)?.is_some() {
+                count += 1;
             }
             scan.expect_all("records to look at: filter by NAME or TYPE")?;
             count
@@ -347,18 +403,13 @@ impl Command for UsabilityOfSets {
 
         let mut scan = Scan::new(&store, &filter, 0)?;
         let mut packed = Vec::new();
-        while let Some((_, _, record)) = scan.next()? {
+        while let Some((_, _, record)) = scan.matching(&filter, call.now_ms)? {
             packed.push(record);
         }
         scan.expect_all("vault keys to look at: give a NAME")?;
         let mut sets = Sets::default();
         for packed in &packed {
-            let record = Record::decode(packed.name().bytes())?;
-            if let Record::Vault(vault) = &record
-                && filter.matches(&record, call.now_ms)
-            {
-                sets.add(vault, call.now_ms);
-            }
+            sets.add(&VaultRecord::decode(packed.name().bytes())?, call.now_ms);
         }
 
         call.ctx.reply_array(sets.len());
