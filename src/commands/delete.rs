@@ -21,6 +21,9 @@ const MAX_DELETED: usize = 250;
 /// Deleting a record takes as long as looking at so many: where few match, a call deletes less, and holds the server up no longer.
 const DELETING: usize = 7;
 
+/// So many it deletes at least, if it finds them: who calls until none is left shall not call for each.
+const FEW: usize = 50;
+
 /// `KG.DELKEY store <id [id ...] | MATCH TYPE t filters | ALL TYPE t>`
 pub struct DelKey;
 
@@ -130,7 +133,7 @@ fn matching(store: &Store<'_>, filter: &Filter<'_>, now_ms: u64) -> Result<Vec<(
     let mut scan = Scan::new(store, filter, 0)?;
     let mut found = Vec::new();
     while found.len() < MAX_DELETED
-        && scan.looked() + found.len() * DELETING < MAX_READ
+        && (found.len() < FEW || scan.looked() + found.len() * DELETING < MAX_READ)
         && let Some((id, _, packed)) = scan.matching(filter, now_ms)?
     {
         found.push((id, packed));
