@@ -486,22 +486,27 @@ impl Key<'_> {
     /// # Errors
     /// [`Error::WrongType`] unless the key holds a hash or nothing.
     pub fn hash_field(&self, field: &CStr) -> Result<Option<OwnedString>> {
+        self.hash_get(raw::REDISMODULE_HASH_CFIELDS, field.as_ptr().cast())
+    }
+
+    /// As [`hash_field`](Self::hash_field), for a field that is read of many hashes: the server makes no object of its name.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn hash_field_named(&self, field: Name<'_>) -> Result<Option<OwnedString>> {
+        self.hash_get(raw::REDISMODULE_HASH_NONE, field.raw.cast())
+    }
+
+    /// `field` is a C string or a string object, as the flags say.
+    fn hash_get(&self, flags: u32, field: *const c_void) -> Result<Option<OwnedString>> {
         match self.kind() {
             Kind::Empty => return Ok(None),
             Kind::Hash => {}
             _ => return Err(Error::WrongType),
         }
         let mut value: *mut raw::RedisModuleString = ptr::null_mut();
-        // SAFETY: the arguments are a field's name, where its value goes, and the end mark, as the flag says.
-        unsafe {
-            api!(RedisModule_HashGet)(
-                self.raw,
-                raw::REDISMODULE_HASH_CFIELDS as c_int,
-                field.as_ptr(),
-                &raw mut value,
-                ptr::null::<c_char>(),
-            )
-        };
+        // SAFETY: the arguments are a field's name, of the kind that the flags say, where its value goes, and the end mark.
+        unsafe { api!(RedisModule_HashGet)(self.raw, flags as c_int, field, &raw mut value, ptr::null::<c_char>()) };
         // Not `then_some`: an object around a null pointer must not even be made.
         Ok((!value.is_null()).then(|| OwnedString(value)))
     }
@@ -511,16 +516,25 @@ impl Key<'_> {
     /// # Errors
     /// [`Error::WrongType`] unless the key holds a string or nothing.
     pub fn text(&self) -> Result<Option<Vec<u8>>> {
+        self.with_text(<[u8]>::to_vec)
+    }
+
+    /// What `read` makes of the bytes of a string key, which may be long and are not copied; `None` if there is none. It may not
+    /// call the server.
+    ///
+    /// # Errors
+    /// As [`text`](Self::text).
+    pub fn with_text<T>(&self, read: impl FnOnce(&[u8]) -> T) -> Result<Option<T>> {
         match self.kind() {
             Kind::Empty => return Ok(None),
             Kind::Text => {}
             _ => return Err(Error::WrongType),
         }
         let mut len = 0;
-        // SAFETY: the key holds a string; the bytes are copied before anything else touches it.
+        // SAFETY: the key holds a string; the bytes are read before anything else touches it, and do not leave `read`.
         unsafe {
             let start = api!(RedisModule_StringDMA)(self.raw, &mut len, raw::REDISMODULE_READ as c_int);
-            Ok((!start.is_null()).then(|| std::slice::from_raw_parts(start.cast::<u8>(), len).to_vec()))
+            Ok((!start.is_null()).then(|| read(std::slice::from_raw_parts(start.cast::<u8>(), len))))
         }
     }
 }

@@ -17,8 +17,9 @@
 //!
 //! A bucket is a key of the caller's choice that holds a window log. A store `acme` is a hash of that name, its header, and keys
 //! that begin with `{acme}:`, so that one command may touch them all in a cluster. Key records and organizations are hashes whose
-//! field `r` is what commands believe, packed; window logs, the hot state of records and address rules are values of native types
-//! ([`native`]): they are saved, copied, migrated and compared as one versioned string.
+//! field `r` is what commands believe, packed; two bitmaps list the ids of records by type. Window logs, the hot state of records
+//! and address rules are values of native types ([`native`]): they are saved, copied, migrated and compared as one versioned
+//! string.
 //!
 //! # What replicas see
 //!

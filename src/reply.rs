@@ -1,6 +1,9 @@
 //! Typed outcomes to replies. Maps are maps in RESP3 and flat arrays in RESP2; fields that do not apply are left out.
 
+use std::fmt::Write as _;
+
 use keyguard_core::limiter::{Decision, Verdict};
+use keyguard_core::record::UnitLimits;
 use keyguard_core::window::WindowLog;
 
 use crate::ffi::Ctx;
@@ -13,6 +16,8 @@ pub enum Value<'a> {
     Bytes(&'a [u8]),
     /// An array of strings.
     Strings(Vec<&'a str>),
+    /// An array of limits, as texts.
+    Limits(&'a UnitLimits<'a>),
 }
 
 impl From<u64> for Value<'_> {
@@ -45,9 +50,23 @@ impl<'a> From<&'a String> for Value<'a> {
     }
 }
 
+impl<'a> From<&'a UnitLimits<'a>> for Value<'a> {
+    fn from(value: &'a UnitLimits<'a>) -> Self {
+        Self::Limits(value)
+    }
+}
+
 /// The fields of a map reply, in order.
-#[derive(Default)]
 pub struct Map<'a>(Vec<(&'static str, Value<'a>)>);
+
+/// More fields than the longest map has, which then is one allocation.
+const FIELDS: usize = 24;
+
+impl Default for Map<'_> {
+    fn default() -> Self {
+        Self(Vec::with_capacity(FIELDS))
+    }
+}
 
 impl<'a> Map<'a> {
     /// Adds a field.
@@ -75,6 +94,17 @@ impl<'a> Map<'a> {
                 Value::Strings(strings) => {
                     ctx.reply_array(strings.len());
                     strings.iter().for_each(|string| ctx.reply_bytes(string.as_bytes()));
+                }
+                Value::Limits(limits) => {
+                    ctx.reply_array(limits.len());
+                    // A buffer for all of them, which nearly every text fits: it would grow by small steps.
+                    let mut text = String::with_capacity(64);
+                    for limit in *limits {
+                        text.clear();
+                        // Writing to a string does not fail.
+                        let _ = write!(text, "{limit}");
+                        ctx.reply_bytes(text.as_bytes());
+                    }
                 }
             }
         }

@@ -9,9 +9,9 @@ use std::ffi::CStr;
 use keyguard_core::digest::Digest;
 use keyguard_core::keyring::{Fingerprint, Keyring};
 use keyguard_core::names::StoreName;
-use keyguard_core::record::{ApiRecord, OrgRecord, Record, UnitLimits, VaultRecord};
+use keyguard_core::record::{ApiRecord, OrgRecord, Record, RecordType, UnitLimits, VaultRecord};
 use keyguard_core::vault::Place;
-use keyguard_core::{Error, Result, parse};
+use keyguard_core::{Error, Result, listing, parse};
 
 use crate::ffi::{Ctx, Key, Kind, Level, Name, OwnedString, to_c_string};
 use crate::server;
@@ -28,6 +28,10 @@ const SCHEMA: &str = "1";
 /// How many ids an allocator leaves out when another server allocated before it: what that server gave out and could not
 /// replicate before it failed must not be given out again.
 const SKIPPED_IDS: u64 = 1_024;
+
+/// How far behind the last id listed a new one may lie, in bytes of the bitmap. Ids that organizations took and ids that were
+/// skipped lie between; a header that somebody damaged must not make the server fill half a gigabyte with zeros.
+const LIST_GAP: usize = 16 << 20;
 
 /// A store that exists.
 #[derive(Clone, Copy)]
@@ -223,6 +227,97 @@ impl<'c> Store<'c> {
             }
             (Kind::Hash, _) => Err(Error::NotUnique),
             _ => Err(Error::WrongType),
+        }
+    }
+
+    /// The ids of key records of a type after a given one, in order, and at most `n`: fewer are all there are. That the records
+    /// exist is not asked.
+    ///
+    /// # Errors
+    /// [`Error::WrongType`].
+    pub fn ids_after(&self, of: RecordType, after: u64, n: usize) -> Result<Vec<u64>> {
+        let ids = self.read(&self.name.ids(of))?.with_text(|bitmap| listing::ids_after(bitmap, after, n))?;
+        Ok(ids.unwrap_or_default())
+    }
+
+    /// The ids of the vault keys of a name, as [`ids_after`](Self::ids_after) gives them.
+    ///
+    /// # Errors
+    /// [`Error::WrongType`], or [`Error::Damaged`] where something else than ids stands.
+    pub fn vault_ids_named(&self, name: &str, after: u64, n: usize) -> Result<Vec<u64>> {
+        let pool = self.name.pool(name);
+        self.named(name)?;
+        let reply = self.ctx.call(c"HKEYS", c"Ev", &[&pool]);
+        let ids = (0..).map_while(|index| reply.element(index));
+        let mut ids: Vec<u64> = ids
+            .map(|id| parse::unsigned(id.as_bytes()).ok_or(Error::Damaged { what: "index of names" }))
+            .filter(|id| id.is_ok_and(|id| id > after) || id.is_err())
+            .collect::<Result<_>>()?;
+        ids.sort_unstable();
+        ids.truncate(n);
+        Ok(ids)
+    }
+
+    /// How many vault keys have a name.
+    ///
+    /// # Errors
+    /// [`Error::WrongType`].
+    pub fn named(&self, name: &str) -> Result<u64> {
+        let pool = self.read(&self.name.pool(name))?;
+        match pool.kind() {
+            Kind::Empty => Ok(0),
+            Kind::Hash => Ok(pool.len() as u64),
+            _ => Err(Error::WrongType),
+        }
+    }
+
+    /// A count in the header.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if it is no number.
+    pub fn counted(&self, what: &str) -> Result<u64> {
+        match self.ctx.read(self.header).hash_field(&to_c_string(what))? {
+            None => Ok(0),
+            Some(count) => parse::unsigned(count.name().bytes()).ok_or(Error::Damaged { what: "header" }),
+        }
+    }
+
+    /// Makes sure that a new record can be listed, before anything is written.
+    ///
+    /// # Errors
+    /// [`Error::WrongType`], or [`Error::Damaged`] for an id so large that the list would have to grow by leaps.
+    pub fn expect_list(&self, of: RecordType, id: u64) -> Result<()> {
+        let near = |of| -> Result<bool> {
+            let listed = self.read(&self.name.ids(of))?.with_text(<[u8]>::len)?;
+            Ok(id / 8 <= (listed.unwrap_or(0) + LIST_GAP) as u64)
+        };
+        // A store with many keys of one type may get its first of the other.
+        if near(of)? || near(of.other())? { Ok(()) } else { Err(Error::Damaged { what: "header" }) }
+    }
+
+    /// Lists a new record.
+    pub fn enlist(&self, of: RecordType, id: u64) -> Result<()> {
+        self.write(c"SETBIT", &[&self.name.ids(of), id.to_string().as_bytes(), b"1"])
+    }
+
+    /// Takes records out of the list, and with the last of them the list; `ids` are in order.
+    pub fn delist(&self, of: RecordType, ids: &[u64]) -> Result<()> {
+        let key = self.name.ids(of);
+        let found = self.read(&key)?.with_text(|bitmap| {
+            let listed: Vec<u64> = ids.iter().copied().filter(|id| listing::is_listed(bitmap, *id)).collect();
+            let first = listing::ids_after(bitmap, 0, listed.len() + 1);
+            (first == listed, listed)
+        })?;
+        match found {
+            None => Ok(()),
+            Some((true, _)) => self.write(c"DEL", &[&key]),
+            Some((false, listed)) if listed.is_empty() => Ok(()),
+            Some((false, listed)) => {
+                // One command for all of them, not a SETBIT for each.
+                let listed: Vec<String> = listed.iter().map(u64::to_string).collect();
+                let clear = listed.iter().flat_map(|id| [&b"SET"[..], b"u1", id.as_bytes(), b"0"]);
+                self.write(c"BITFIELD", &std::iter::once(&*key).chain(clear).collect::<Vec<_>>())
+            }
         }
     }
 

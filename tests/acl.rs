@@ -12,7 +12,7 @@ server_tests![
 
 const USE: [&str; 5] = ["kg.auth", "kg.check", "kg.claim", "kg.refund", "kg.remaining"];
 const SECRETS: [&str; 3] = ["kg.findkey", "kg.newkey", "kg.reveal"];
-const READ: [&str; 3] = ["kg.checkip", "kg.getkey", "kg.inspect"];
+const READ: [&str; 6] = ["kg.checkip", "kg.countkeys", "kg.getkey", "kg.inspect", "kg.listkeys", "kg.usability"];
 const ADMIN: [&str; 9] = [
     "kg.addkey",
     "kg.addorg",

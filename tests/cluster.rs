@@ -79,7 +79,17 @@ fn clients_read_every_key(sut: &Sut) {
 
 /// The commands of a store that only read, and `KG.AUTH`, which must not be mistaken either.
 fn reads(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
-    let reading = ["KG.GETKEY", "KG.REVEAL", "KG.FINDKEY", "KG.CHECK", "KG.CHECKIP", "KG.AUTH"];
+    let reading = [
+        "KG.GETKEY",
+        "KG.LISTKEYS",
+        "KG.COUNTKEYS",
+        "KG.USABILITY",
+        "KG.REVEAL",
+        "KG.FINDKEY",
+        "KG.CHECK",
+        "KG.CHECKIP",
+        "KG.AUTH",
+    ];
     let named = |command: &[Vec<u8>]| reading.iter().any(|name| name.as_bytes() == command[0]);
     let mut reads: Vec<_> = commands(sample).into_iter().filter(|command| named(command)).collect();
     reads.push(args!["KG.CHECK", "acme", sample.limited, "SCOPE", "read", "IP", "192.0.2.7"]);

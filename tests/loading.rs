@@ -419,7 +419,18 @@ fn describes_its_commands(sut: &Sut) {
         let mut keys = args!["COMMAND", "GETKEYSANDFLAGS"];
         keys.extend(command.iter().cloned());
         let flags: Vec<String> = c.ok(keys).list()[0].list()[1].list().iter().map(Reply::text).collect();
-        let reads = ["KG.REMAINING", "KG.INSPECT", "KG.GETKEY", "KG.REVEAL", "KG.FINDKEY", "KG.CHECK", "KG.CHECKIP"];
+        let reads = [
+            "KG.REMAINING",
+            "KG.INSPECT",
+            "KG.GETKEY",
+            "KG.LISTKEYS",
+            "KG.COUNTKEYS",
+            "KG.USABILITY",
+            "KG.REVEAL",
+            "KG.FINDKEY",
+            "KG.CHECK",
+            "KG.CHECKIP",
+        ];
         assert_eq!(flags.contains(&"RO".to_owned()), reads.contains(&&*name), "{name}: {flags:?}");
     }
 }

@@ -20,6 +20,7 @@ mod failures;
 mod gate;
 mod harness;
 mod hostile;
+mod listing;
 mod loading;
 mod replication;
 mod rotation;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         waiting::TESTS,
         claim::TESTS,
         vault::TESTS,
+        listing::TESTS,
         gate::TESTS,
         secrecy::TESTS,
         acl::TESTS,

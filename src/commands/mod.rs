@@ -6,10 +6,14 @@
 pub mod apply;
 pub mod auth;
 pub mod claim;
+pub mod delete;
 pub mod ip;
 pub mod keyring;
 pub mod keys;
+pub mod list;
 pub mod orgs;
+
+use std::ffi::CStr;
 
 use keyguard_core::Result;
 use keyguard_core::limit::MAX_LIMITS;
@@ -31,7 +35,10 @@ pub fn table() -> Vec<Entry> {
         Entry::of::<keys::GetKey>(),
         Entry::of::<keys::Reveal>(),
         Entry::of::<keys::FindKey>(),
-        Entry::of::<keys::DelKey>(),
+        Entry::of::<list::ListKeys>(),
+        Entry::of::<list::CountKeys>(),
+        Entry::of::<list::UsabilityOfSets>(),
+        Entry::of::<delete::DelKey>(),
         Entry::of::<orgs::AddOrg>(),
         Entry::of::<orgs::SetOrg>(),
         Entry::of::<keys::NewKey>(),
@@ -62,6 +69,32 @@ const LIMIT: Arg = Arg::block(
 )
 .optional()
 .multiple();
+
+/// `TYPE vault | api`.
+const OF_TYPE: Arg = Arg::one_of(c"type", &[Arg::word(c"vault", c"vault"), Arg::word(c"api", c"api")]).token(c"TYPE");
+
+/// What a filter takes beside TYPE.
+const FILTER_OPTIONS: Arg = Arg::block(
+    c"filters",
+    &[
+        Arg::text(c"name").token(c"NAME").optional(),
+        Arg::text(c"source").token(c"SOURCE").optional(),
+        Arg::text(c"login").token(c"LOGIN").optional(),
+        Arg::text(c"batch").token(c"BATCH").optional(),
+        Arg::text(c"account").token(c"ACCOUNT").optional(),
+        Arg::text(c"org").token(c"ORG").optional(),
+        yes_or_no(c"active", c"ACTIVE"),
+        yes_or_no(c"expired", c"EXPIRED"),
+    ],
+);
+
+/// The options of `keyguard_core::listing::Filter`.
+const FILTER: Arg = Arg::block(c"filter", &[OF_TYPE.optional(), FILTER_OPTIONS]);
+
+const fn yes_or_no(name: &'static CStr, token: &'static CStr) -> Arg {
+    const WORDS: &[Arg] = &[Arg::word(c"yes", c"yes"), Arg::word(c"no", c"no")];
+    Arg::one_of(name, WORDS).token(token).optional()
+}
 
 /// `COST n [UNIT u]`, which may be given several times.
 const COST: Arg =

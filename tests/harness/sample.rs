@@ -76,6 +76,10 @@ pub fn commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
         args!["KG.INSPECT", "rl:few"],
         args!["KG.GETKEY", "acme", "1"],
         args!["KG.GETKEY", "acme", "NAME", "mail"],
+        args!["KG.LISTKEYS", "acme", "NAME", "openai", "ACTIVE", "yes", "SORTBY", "id", "DESC", "LIMIT", "0", "10"],
+        args!["KG.LISTKEYS", "acme", "TYPE", "api", "AFTER", "0", "COUNT", "10"],
+        args!["KG.COUNTKEYS", "acme", "EXPIRED", "no"],
+        args!["KG.USABILITY", "acme", "NAME", "mail"],
         args!["KG.REVEAL", "acme", "1"],
         args!["KG.REVEAL", "acme", "NAME", "mail"],
         args!["KG.FINDKEY", "acme", SECRET],
@@ -152,6 +156,7 @@ pub fn commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
         args!["KG.REKEY", "acme"],
         args!["KG.REKEY", "acme", "STOP"],
         args!["KG.DELKEY", "acme", "2"],
+        args!["KG.DELKEY", "acme", "MATCH", "TYPE", "vault", "NAME", "mail2"],
         args!["KG.APPLY", "rl:few", "payload"],
     ]
 }

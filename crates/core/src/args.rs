@@ -141,6 +141,12 @@ impl<'c, A: Argument<'c>> Args<'c, A> {
             .ok_or(Error::Invalid { what: "COST", accepted: "a whole number from 0 to 1000000000000" })
     }
 
+    /// What is answered to options that the grammar does not allow together.
+    #[must_use]
+    pub fn misuse(&self) -> Error {
+        Error::Syntax { usage: (self.usage)() }
+    }
+
     /// Says that all is read.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ pub mod ip;
 pub mod keyring;
 pub mod limit;
 pub mod limiter;
+pub mod listing;
 pub mod meters;
 pub mod names;
 pub mod parse;

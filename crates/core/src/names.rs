@@ -2,6 +2,7 @@
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::record::RecordType;
 
 /// The longest name of a store, in bytes.
 pub const MAX_STORE_BYTES: usize = 64;
@@ -66,13 +67,15 @@ impl<'a> StoreName<'a> {
             Derived::Org(_) => b"org:",
             Derived::OrgWin(_) => b"orgwin:",
             Derived::Ips => b"ips",
+            Derived::Ids(RecordType::Vault) => b"ids:vault",
+            Derived::Ids(RecordType::Api) => b"ids:api",
         };
         out.extend_from_slice(kind);
         match key {
             Derived::Key(id) | Derived::Win(id) => push_decimal(out, *id),
             Derived::Digest(digest) => out.extend_from_slice(digest.base64url().as_bytes()),
             Derived::Pool(name) | Derived::Org(name) | Derived::OrgWin(name) => out.extend_from_slice(name),
-            Derived::Orgs | Derived::Ips => {}
+            Derived::Orgs | Derived::Ips | Derived::Ids(_) => {}
         }
     }
 
@@ -123,6 +126,12 @@ impl<'a> StoreName<'a> {
     pub fn ips(&self) -> Vec<u8> {
         self.derived(&Derived::Ips)
     }
+
+    /// `{acme}:ids:vault`
+    #[must_use]
+    pub fn ids(&self, of: RecordType) -> Vec<u8> {
+        self.derived(&Derived::Ids(of))
+    }
 }
 
 impl std::fmt::Display for StoreName<'_> {
@@ -150,6 +159,8 @@ pub enum Derived<'a> {
     OrgWin(&'a [u8]),
     /// The address rules.
     Ips,
+    /// Which ids are those of key records of a type: a bitmap.
+    Ids(RecordType),
 }
 
 impl<'a> Derived<'a> {
@@ -177,7 +188,7 @@ pub fn belongs_to_store(key: &[u8]) -> bool {
     is_store_name(store)
         && match kind {
             b"orgs" | b"ips" | b"usage" => true,
-            _ => [&b"key:"[..], b"win:", b"digest:", b"pool:", b"org:", b"orgwin:", b"stats:"]
+            _ => [&b"key:"[..], b"win:", b"digest:", b"pool:", b"org:", b"orgwin:", b"ids:", b"stats:"]
                 .iter()
                 .any(|prefix| kind.starts_with(prefix)),
         }
@@ -298,6 +309,8 @@ mod tests {
             (store.org("Acme: {Inc}"), "{acme}:org:Acme: {Inc}"),
             (store.orgwin("x"), "{acme}:orgwin:x"),
             (store.ips(), "{acme}:ips"),
+            (store.ids(RecordType::Vault), "{acme}:ids:vault"),
+            (store.ids(RecordType::Api), "{acme}:ids:api"),
         ] {
             assert_eq!(String::from_utf8_lossy(&key), expected);
             assert!(belongs_to_store(&key), "{expected}");
@@ -337,6 +350,7 @@ mod tests {
             "{a}:key",
             "{a}:orgs:",
             "{a}:ips2",
+            "{a}:ids",
             "{a}:usage:x",
             "{a}:stats",
             "{a}:claim:17",

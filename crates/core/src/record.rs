@@ -56,8 +56,55 @@ pub struct UnitLimit<'a> {
     pub limit: Limit,
 }
 
+impl std::fmt::Display for UnitLimit<'_> {
+    /// As descriptions of records show it: `100 60000ms requests`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}ms {}", self.limit.count(), self.limit.window_ms(), self.unit)
+    }
+}
+
 /// The limits of one record.
 pub type UnitLimits<'a> = ArrayVec<UnitLimit<'a>, MAX_LIMITS>;
+
+/// What a key record is the record of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RecordType {
+    /// A vault key.
+    Vault,
+    /// An API key.
+    Api,
+}
+
+impl RecordType {
+    /// A client's word, whatever its case.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        [Self::Vault, Self::Api]
+            .into_iter()
+            .find(|known| bytes.eq_ignore_ascii_case(known.as_str().as_bytes()))
+            .ok_or(Error::Invalid { what: "TYPE", accepted: "vault or api" })
+    }
+
+    /// The one that this is not.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Vault => Self::Api,
+            Self::Api => Self::Vault,
+        }
+    }
+
+    /// The word that replies, options and readable fields use.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Vault => "vault",
+            Self::Api => "api",
+        }
+    }
+}
 
 /// Whether a key works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,13 +288,19 @@ impl<'a> Record<'a> {
         }
     }
 
+    /// Which of the two it is.
+    #[must_use]
+    pub const fn record_type(&self) -> RecordType {
+        match self {
+            Self::Vault(_) => RecordType::Vault,
+            Self::Api(_) => RecordType::Api,
+        }
+    }
+
     /// `vault` or `api`.
     #[must_use]
     pub const fn type_name(&self) -> &'static str {
-        match self {
-            Self::Vault(_) => "vault",
-            Self::Api(_) => "api",
-        }
+        self.record_type().as_str()
     }
 
     /// Whether the key works, expiry aside.
@@ -272,6 +325,21 @@ impl<'a> Record<'a> {
     #[must_use]
     pub const fn expired(&self, now_ms: u64) -> bool {
         is_past(self.expires_ms(), now_ms)
+    }
+
+    /// Whether it works now: it is active and has not expired.
+    #[must_use]
+    pub fn usable(&self, now_ms: u64) -> bool {
+        self.status() == Status::Active && !self.expired(now_ms)
+    }
+
+    /// When it was made, in unix milliseconds.
+    #[must_use]
+    pub const fn created_ms(&self) -> u64 {
+        match self {
+            Self::Vault(record) => record.created_ms,
+            Self::Api(record) => record.created_ms,
+        }
     }
 
     /// Its limits.

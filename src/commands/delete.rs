@@ -1,0 +1,225 @@
+//! Deleting key records: `KG.DELKEY`.
+
+use std::collections::BTreeMap;
+
+use keyguard_core::digest::Digest;
+use keyguard_core::listing::Filter;
+use keyguard_core::record::{Record, RecordType};
+use keyguard_core::{Error, Result};
+
+use super::list::{MAX_READ, Scan};
+use super::{Call, FILTER_OPTIONS, OF_TYPE};
+use crate::args::Args;
+use crate::ffi::{Kind, OwnedString};
+use crate::register::{Access, Arg, Category, Command, Spec};
+use crate::reply::integer;
+use crate::store::{API_KEYS, Missing, Store, VAULT_KEYS, using};
+
+/// The most records that one DELKEY deletes: more would hold the server up for over 2 ms.
+const MAX_DELETED: usize = 250;
+
+/// Deleting a record takes as long as looking at so many: where few match, a call deletes less, and holds the server up no longer.
+const DELETING: usize = 7;
+
+/// So many it deletes at least, if it finds them: who calls until none is left shall not call for each.
+const FEW: usize = 50;
+
+/// `KG.DELKEY store <id [id ...] | MATCH TYPE t filters | ALL TYPE t>`
+pub struct DelKey;
+
+/// Which records go.
+enum Which<'a> {
+    /// Those with these ids, in order.
+    Ids(Vec<u64>),
+    /// The first that match.
+    Matching(Filter<'a>),
+}
+
+impl Command for DelKey {
+    const SPEC: Spec = Spec {
+        name: c"KG.DELKEY",
+        summary: c"Deletes key records and all that belongs to them",
+        complexity: c"O(N), N being the ids, or the records looked at, at most 2,000",
+        flags: "",
+        access: Access::Write,
+        category: Category::Admin,
+        min_args: 3,
+        secrets: &[],
+        args: &[
+            Arg::key(c"store"),
+            Arg::one_of(
+                c"which",
+                &[
+                    Arg::integer(c"id").multiple(),
+                    Arg::block(c"match", &[OF_TYPE, FILTER_OPTIONS]).token(c"MATCH"),
+                    Arg::block(c"all", &[OF_TYPE]).token(c"ALL"),
+                ],
+            ),
+        ],
+    };
+
+    fn run(call: &Call<'_>, mut args: Args<'_>) -> Result<()> {
+        let at = args.store()?;
+        let which = which(args)?;
+        let store = Store::open(call.ctx, at, Missing::Refuse)?;
+
+        let packed = match which {
+            Which::Ids(ids) => existing(&store, &ids)?,
+            Which::Matching(filter) => matching(&store, &filter, call.now_ms)?,
+        };
+        let mut records = Vec::with_capacity(packed.len());
+        for (id, packed) in &packed {
+            records.push((*id, Record::decode(packed.name().bytes())?));
+        }
+        let doomed = Doomed::gather(&store, &records)?;
+
+        doomed.delete(&store)?;
+
+        call.ctx.reply_integer(integer(records.len() as u64));
+        Ok(())
+    }
+}
+
+/// Reads what follows the store.
+fn which<'c>(mut args: Args<'c>) -> Result<Which<'c>> {
+    if args.take_word("MATCH") {
+        let mut filter = Filter::default();
+        while let Some(option) = args.option(&Filter::OPTIONS)? {
+            filter.take(option, &mut args)?;
+        }
+        // Without a filter it would be ALL: who forgets one must not lose everything.
+        return match filter.of_type {
+            Some(_) if !filter.is_type_only() => Ok(Which::Matching(filter)),
+            _ => Err(args.misuse()),
+        };
+    }
+    if args.take_word("ALL") {
+        let mut filter = Filter::default();
+        while let Some(option) = args.option(&["TYPE"])? {
+            filter.take(option, &mut args)?;
+        }
+        return if filter.of_type.is_some() { Ok(Which::Matching(filter)) } else { Err(args.misuse()) };
+    }
+    if args.left() > MAX_DELETED {
+        return Err(Error::TooMany { what: "ids in one call", max: MAX_DELETED });
+    }
+    let mut ids = vec![args.id()?];
+    while args.left() > 0 {
+        ids.push(args.id()?);
+    }
+    args.finish()?;
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(Which::Ids(ids))
+}
+
+/// Those of the records that there are.
+fn existing(store: &Store<'_>, ids: &[u64]) -> Result<Vec<(u64, OwnedString)>> {
+    let mut packed = Vec::new();
+    for id in ids {
+        match store.packed_record(*id) {
+            Err(Error::NoSuch { .. }) => {}
+            found => packed.push((*id, found?)),
+        }
+    }
+    Ok(packed)
+}
+
+/// The first records that match, as many as one call deletes.
+///
+/// # Errors
+/// [`Error::TooMany`] if none was found and there are more: nothing deleted would mean that all is done.
+fn matching(store: &Store<'_>, filter: &Filter<'_>, now_ms: u64) -> Result<Vec<(u64, OwnedString)>> {
+    let mut scan = Scan::new(store, filter, 0)?;
+    let mut found = Vec::new();
+    while found.len() < MAX_DELETED
+        && (found.len() < FEW || scan.looked() + found.len() * DELETING < MAX_READ)
+        && let Some((id, _, packed)) = scan.matching(filter, now_ms)?
+    {
+        found.push((id, packed));
+    }
+    if found.is_empty() {
+        scan.expect_all("records without a match: filter by NAME, or delete the ids that KG.LISTKEYS finds by AFTER")?;
+    }
+    Ok(found)
+}
+
+/// Records that are to go, and what is to change with them: every index is looked at once, before the first change.
+#[derive(Default)]
+struct Doomed<'a> {
+    /// Keys that go as a whole.
+    keys: Vec<Vec<u8>>,
+    /// Digests that other records have too, and those records.
+    shared: Vec<(Digest, Vec<u64>)>,
+    pools: BTreeMap<&'a str, Vec<u64>>,
+    lists: BTreeMap<RecordType, Vec<u64>>,
+    counts: BTreeMap<String, i64>,
+    orgs: BTreeMap<&'a str, i64>,
+}
+
+impl<'a> Doomed<'a> {
+    /// `records` are in order of their ids.
+    fn gather(store: &Store<'_>, records: &'a [(u64, Record<'a>)]) -> Result<Self> {
+        let mut doomed = Self::default();
+        let mut digests: BTreeMap<[u8; 32], Vec<u64>> = BTreeMap::new();
+        for (id, record) in records {
+            let win = store.name.win(*id);
+            store.read(&win)?;
+            doomed.keys.extend([store.name.key(*id), win]);
+            let (digest, digest_key, count) = match record {
+                Record::Vault(vault) => {
+                    doomed.pools.entry(vault.name).or_default().push(*id);
+                    (&vault.digest, vault.digest_key, VAULT_KEYS)
+                }
+                Record::Api(api) => {
+                    *doomed.orgs.entry(api.org).or_default() -= 1;
+                    (&api.digest, api.digest_key, API_KEYS)
+                }
+            };
+            doomed.lists.entry(record.record_type()).or_default().push(*id);
+            digests.entry(*digest.as_bytes()).or_default().push(*id);
+            *doomed.counts.entry(count.to_owned()).or_default() -= 1;
+            *doomed.counts.entry(using(digest_key)).or_default() -= 1;
+        }
+        for (digest, ids) in digests {
+            let digest = Digest::from_bytes(digest);
+            let mut left = store.ids_of(&digest)?;
+            left.retain(|id| ids.binary_search(id).is_err());
+            if left.is_empty() {
+                doomed.keys.push(store.name.digest(&digest));
+            } else {
+                doomed.shared.push((digest, left));
+            }
+        }
+        for name in doomed.pools.keys() {
+            store.expect(&store.name.pool(name), Kind::Hash)?;
+        }
+        for of in doomed.lists.keys() {
+            store.expect(&store.name.ids(*of), Kind::Text)?;
+        }
+        store.expect_counts(&doomed.counts.keys().map(String::as_str).collect::<Vec<_>>(), None)?;
+        for org in doomed.orgs.keys() {
+            store.expect(&store.name.org(org), Kind::Hash)?;
+            store.expect_counts(&[], Some(org))?;
+        }
+        Ok(doomed)
+    }
+
+    fn delete(&self, store: &Store<'_>) -> Result<()> {
+        for (digest, left) in &self.shared {
+            store.set_ids(digest, left)?;
+        }
+        for (name, ids) in &self.pools {
+            let ids: Vec<String> = ids.iter().map(u64::to_string).collect();
+            let pool = store.name.pool(name);
+            let args: Vec<&[u8]> = std::iter::once(&*pool).chain(ids.iter().map(String::as_bytes)).collect();
+            store.write(c"HDEL", &args)?;
+        }
+        self.lists.iter().try_for_each(|(of, ids)| store.delist(*of, ids))?;
+        if !self.keys.is_empty() {
+            store.write(c"DEL", &self.keys.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+        }
+        self.counts.iter().try_for_each(|(what, by)| store.count(what, *by))?;
+        self.orgs.iter().try_for_each(|(org, by)| store.count_in_org(org, *by))
+    }
+}
