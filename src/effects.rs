@@ -3,10 +3,11 @@
 
 use std::ffi::CStr;
 
-use keyguard_core::effect::{BUCKET_EFFECT_BYTES, Charges, Claimed, Effect, Owner, WholeValue};
+use keyguard_core::effect::{BUCKET_EFFECT_BYTES, Charges, Claimed, Effect, Handed, Owner, UnitClaims, WholeValue};
 use keyguard_core::ip::{Net, Rule, Rules};
 use keyguard_core::meters::Meters;
 use keyguard_core::names::StoreName;
+use keyguard_core::pool::{HandOut, Pool, Traits, Unit};
 use keyguard_core::window::WindowLog;
 use keyguard_core::{Error, Result};
 
@@ -55,6 +56,24 @@ pub fn commit(ctx: Ctx<'_>, store: Name<'_>, effect: &Effect<'_>) -> Result<()> 
     Ok(())
 }
 
+/// Hands out a key of a pool, whose key is open to be changed.
+pub fn hand_out(
+    ctx: Ctx<'_>,
+    store: (StoreName<'_>, Name<'_>),
+    key: &mut Key<'_>,
+    pool: Name<'_>,
+    handed: Handed<'_>,
+) -> Result<()> {
+    let effect = Effect::HandOut(handed);
+    let packed = effect.encode()?;
+    let Effect::HandOut(handed) = &effect else { return Err(Error::Internal) };
+    book_hand_out(key.native_mut::<Pool>()?.ok_or(Error::Internal)?, handed);
+    ctx.signal_modified(pool);
+    charge_account(ctx, store.0, handed)?;
+    ctx.replicate(APPLY, store.1, &packed);
+    Ok(())
+}
+
 /// Carries out an effect on the declared key `name`. It is history, not a request: no limit is asked.
 ///
 /// # Errors
@@ -90,10 +109,48 @@ pub fn apply(ctx: Ctx<'_>, name: Name<'_>, effect: &Effect<'_>) -> Result<()> {
                 Ok(())
             })?;
         }
+        Effect::Enroll { pool, from, id, traits } => {
+            let store = StoreName::parse(name.bytes())?;
+            let traits = Traits::decode(traits).ok_or(Error::Damaged { what: "effect" })?;
+            let mut history = None;
+            if let Some(from) = from {
+                change_pool(ctx, &store.pool(from), |pool| history = pool.withdraw(&[*id]))?;
+            }
+            change_pool(ctx, &store.pool(pool), |pool| pool.enroll(*id, &traits, history))?;
+        }
+        Effect::Withdraw { pool, ids } => {
+            let store = StoreName::parse(name.bytes())?;
+            change_pool(ctx, &store.pool(pool), |pool| drop(pool.withdraw(ids)))?;
+        }
+        Effect::HandOut(handed) => {
+            let store = StoreName::parse(name.bytes())?;
+            change_pool(ctx, &store.pool(handed.pool), |pool| book_hand_out(pool, handed))?;
+            charge_account(ctx, store, handed)?;
+        }
+        Effect::Cool { pool, id, cooling } => {
+            let store = StoreName::parse(name.bytes())?;
+            change_pool(ctx, &store.pool(pool), |pool| pool.cool(*id, *cooling))?;
+        }
+        Effect::Settle { pool, id, at_ms, own, account } => {
+            let store = StoreName::parse(name.bytes())?;
+            change_pool(ctx, &store.pool(pool), |pool| {
+                for (unit, units, window_ms) in own {
+                    pool.settle(*id, unit, *at_ms, *units, *window_ms);
+                }
+            })?;
+            if let Some((account, claims)) = account {
+                change_meters(ctx, &store.account(account), |meters| {
+                    for (unit, units, window_ms) in claims {
+                        meters.settle(unit, *at_ms, *units, *window_ms);
+                    }
+                })?;
+            }
+        }
         Effect::Whole { value } => match value {
             WholeValue::Bucket(bytes) => replace::<WindowLog>(ctx, name, bytes)?,
             WholeValue::Meters(bytes) => replace::<Meters>(ctx, name, bytes)?,
             WholeValue::Rules(bytes) => replace::<Rules>(ctx, name, bytes)?,
+            WholeValue::Pool(bytes) => replace::<Pool>(ctx, name, bytes)?,
         },
     }
     Ok(())
@@ -145,25 +202,71 @@ fn charge(ctx: Ctx<'_>, store: StoreName<'_>, charges: &Charges<'_>) -> Result<(
         if index > 0 && charges.get(index - 1).is_some_and(|before| before.owner == charge.owner) {
             continue;
         }
-        let name = OwnedString::new(&match charge.owner {
+        let name = match charge.owner {
             Owner::Key(id) => store.win(id),
             Owner::Org(org) => store.orgwin(org),
-        });
-        let mut key = ctx.change(name.name());
-        let meters = if key.native::<Meters>()?.is_some() { key.native_mut()? } else { None };
-        let meters = match meters {
-            Some(meters) => meters,
-            None => key.put(Meters::default()),
         };
         let of_owner = charges.iter().filter(|other| other.owner == charge.owner);
-        meters.charge(&of_owner.map(|charge| (charge.unit, charge.claimed)).collect::<Vec<_>>());
-        let expires_at = meters.expires_at_ms();
-        if let Some(at_ms) = expires_at {
-            key.expire_at(at_ms);
-        }
-        ctx.signal_modified(name.name());
+        let claims: Vec<_> = of_owner.map(|charge| (charge.unit, charge.claimed)).collect();
+        change_meters(ctx, &name, |meters| meters.charge(&claims))?;
     }
     Ok(())
+}
+
+/// Changes window logs by unit, made here if need be, and the key's expiry with them.
+fn change_meters(ctx: Ctx<'_>, name: &[u8], change: impl FnOnce(&mut Meters)) -> Result<()> {
+    let name = OwnedString::new(name);
+    let mut key = ctx.change(name.name());
+    let meters: &mut Meters = value_of(&mut key)?;
+    change(meters);
+    match meters.expires_at_ms() {
+        Some(at_ms) => key.expire_at(at_ms),
+        None => key.delete(),
+    }
+    ctx.signal_modified(name.name());
+    Ok(())
+}
+
+fn book_hand_out(pool: &mut Pool, handed: &Handed<'_>) {
+    let Handed { id, at_ms, turn, pass, own, .. } = handed;
+    let claims = in_claims(own, *at_ms).filter_map(|(unit, claimed)| Some((Unit::from(unit).ok()?, claimed)));
+    let claims: Vec<(Unit, Claimed)> = claims.collect();
+    pool.hand_out(&HandOut { id: *id, at_ms: *at_ms, turn: *turn, pass: *pass, claims: &claims });
+}
+
+fn charge_account(ctx: Ctx<'_>, store: StoreName<'_>, handed: &Handed<'_>) -> Result<()> {
+    let Some((account, claims)) = &handed.account else { return Ok(()) };
+    let claims: Vec<_> = in_claims(claims, handed.at_ms).collect();
+    if claims.is_empty() {
+        Ok(())
+    } else {
+        change_meters(ctx, &store.account(account), |meters| meters.charge(&claims))
+    }
+}
+
+fn in_claims<'a>(claims: &'a UnitClaims<'a>, at_ms: u64) -> impl Iterator<Item = (&'a str, Claimed)> {
+    claims.iter().map(move |(unit, units, window_ms)| (*unit, Claimed { at_ms, units: *units, window_ms: *window_ms }))
+}
+
+/// Changes a pool, made here if need be, and gone when no key is left in it.
+fn change_pool(ctx: Ctx<'_>, name: &[u8], change: impl FnOnce(&mut Pool)) -> Result<()> {
+    let name = OwnedString::new(name);
+    let mut key = ctx.change(name.name());
+    let pool: &mut Pool = value_of(&mut key)?;
+    change(pool);
+    if pool.is_empty() {
+        key.delete();
+    }
+    ctx.signal_modified(name.name());
+    Ok(())
+}
+
+/// The value of a key that is open to be changed, made here if there is none.
+fn value_of<'k, T: Native + Default>(key: &'k mut Key<'_>) -> Result<&'k mut T> {
+    if key.native::<T>()?.is_none() {
+        key.put(T::default());
+    }
+    key.native_mut()?.ok_or(Error::Internal)
 }
 
 fn change_rules(ctx: Ctx<'_>, store: StoreName<'_>, change: impl FnOnce(&mut Rules) -> Result<()>) -> Result<()> {

@@ -418,12 +418,6 @@ impl Key<'_> {
         }
     }
 
-    /// How many fields a hash has.
-    pub fn len(&self) -> usize {
-        // SAFETY: the server takes a null handle as an empty key.
-        unsafe { api!(RedisModule_ValueLength)(self.raw) }
-    }
-
     /// The value of a native type; `None` if the key does not exist.
     ///
     /// # Errors

@@ -17,9 +17,13 @@
 //!
 //! A bucket is a key of the caller's choice that holds a window log. A store `acme` is a hash of that name, its header, and keys
 //! that begin with `{acme}:`, so that one command may touch them all in a cluster. Key records and organizations are hashes whose
-//! field `r` is what commands believe, packed; two bitmaps list the ids of records by type. Window logs, the hot state of records
-//! and address rules are values of native types ([`native`]): they are saved, copied, migrated and compared as one versioned
-//! string.
+//! field `r` is what commands believe, packed; two bitmaps list the ids of records by type. Window logs, the hot state of records,
+//! pools of vault keys and address rules are values of native types ([`native`]): they are saved, copied, migrated and compared as
+//! one versioned string.
+//!
+//! A pool holds all that choosing among the vault keys of one name needs: what their records say of them, and what happened to them.
+//! A record is what counts: where the pool disagrees with it, [`acquire`] puts the pool right. What makes the choice quick
+//! (`keyguard_core::selection`) is derived from the value inside it, and never written: no command on keys can leave it stale.
 //!
 //! # What replicas see
 //!
@@ -28,8 +32,8 @@
 //!
 //! # Who waits
 //!
-//! A claim with BLOCK that does not fit is held: `keyguard_core::waiting` knows who stands in which line, [`waiting`] holds the
-//! clients and answers them from a timer, and [`events`] and the native type tell it when a bucket may have changed.
+//! A call with BLOCK that gets nothing is held: `keyguard_core::waiting` knows who stands in which line, [`waiting`] holds the
+//! clients and answers them from a timer, and [`events`] and the native types tell it when a bucket or a pool may have changed.
 //!
 //! # Secrets
 //!
@@ -43,6 +47,7 @@
 //! [`ffi`] wraps the module API. A panic must not cross it, so every callback is guarded; every `unsafe` says why it holds.
 #![allow(missing_docs, reason = "`redis_module!` makes functions without; nothing else of a cdylib is public")]
 
+mod acquire;
 mod args;
 mod commands;
 mod config;

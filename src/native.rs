@@ -1,7 +1,7 @@
 //! The native types: one set of callbacks for every value that knows how to become bytes and back.
 //!
-//! Buckets ([`WindowLog`]), the hot state of records and organizations ([`Meters`]) and address rules ([`Rules`]) live in the
-//! keyspace as values of our own. Each is saved as one string of its own versioned encoding, which one total function reads
+//! Buckets ([`WindowLog`]), the hot state of records and organizations ([`Meters`]), pools of vault keys ([`Pool`]) and address
+//! rules ([`Rules`]) live in the keyspace as values of our own. Each is saved as one string of its own versioned encoding, which one total function reads
 //! back: a crafted dump gives an error, never a crash.
 
 use std::ffi::{CStr, c_int, c_void};
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use keyguard_core::effect::{Effect, WholeValue};
 use keyguard_core::ip::Rules;
 use keyguard_core::meters::Meters;
+use keyguard_core::pool::Pool;
 use keyguard_core::window::WindowLog;
 use keyguard_core::{Error, Result};
 
@@ -100,6 +101,7 @@ native!(
     unlinked: waiting::unlinked
 );
 native!(Meters, c"kgmeters1", Meters, self, self.encode(), Meters::decode, self.allocations());
+native!(Pool, c"kgkeypool", Pool, self, self.encode(), Pool::decode, self.allocations(), unlinked: waiting::unlinked);
 native!(Rules, c"kgiprules", Rules, self, self.encode(), |bytes| Rules::decode(bytes).ok(), self.len());
 
 /// Registers all native types.
@@ -109,6 +111,7 @@ native!(Rules, c"kgiprules", Rules, self, self.encode(), |bytes| Rules::decode(b
 pub fn register(ctx: Ctx<'_>) -> Result<()> {
     register_type::<WindowLog>(ctx)?;
     register_type::<Meters>(ctx)?;
+    register_type::<Pool>(ctx)?;
     register_type::<Rules>(ctx)
 }
 

@@ -94,6 +94,8 @@ pub struct Spec {
     pub min_args: c_int,
     /// The arguments that carry a secret, hidden before anything else happens; the command's name is 0.
     pub secrets: &'static [usize],
+    /// From which argument on all are hidden, because any of them may be a secret; 0 for none.
+    pub secrets_from: usize,
     /// Its arguments; the key, if it has one, is the first.
     pub args: &'static [Arg],
 }
@@ -224,11 +226,14 @@ unsafe extern "C" fn run<C: Command>(
         // Valkey 8.1 hides an argument in the very array that it gave us, and keeps the objects in another: the pointers are
         // copied first.
         let copied: Vec<Name<'_>>;
-        let names = if C::SPEC.secrets.is_empty() {
+        let names = if C::SPEC.secrets.is_empty() && C::SPEC.secrets_from == 0 {
             given
         } else {
             copied = given.to_vec();
             C::SPEC.secrets.iter().for_each(|position| ctx.redact(*position));
+            if C::SPEC.secrets_from > 0 {
+                (C::SPEC.secrets_from..len).for_each(|position| ctx.redact(position));
+            }
             &copied
         };
         let args = Args::new(names.get(1..).unwrap_or_default(), usage::<C>);

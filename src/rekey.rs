@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use keyguard_core::digest::{Domain, digest};
 use keyguard_core::keyring::{Fingerprint, Keyring};
 use keyguard_core::names::StoreName;
-use keyguard_core::record::{Record, VaultRecord};
+use keyguard_core::record::{Record, RecordType, VaultRecord};
 use keyguard_core::{Error, Result, vault};
 
 use crate::ffi::{self, Ctx, Level, OwnedString, api, raw};
@@ -302,7 +302,7 @@ fn slice(ctx: Ctx<'_>, job: &mut Job) -> Result<Next> {
         job.begin_again();
     }
     loop {
-        let Some(id) = next_vault_id(&store, job.after)? else {
+        let Some(id) = store.ids_after(RecordType::Vault, job.after, 1)?.pop() else {
             job.progress.state = State::Done;
             job.count_left(&store)?;
             return Ok(Next::Ended(State::Done));
@@ -326,14 +326,6 @@ fn slice(ctx: Ctx<'_>, job: &mut Job) -> Result<Next> {
             return Ok(Next::Later(PAUSE_MS));
         }
     }
-}
-
-/// The next id after this one that a vault key may have; `None` after the last.
-///
-/// Every id that was given out is tried. The index of ids, once a store has it, replaces this: it knows which are there.
-fn next_vault_id(store: &Store<'_>, after: u64) -> Result<Option<u64>> {
-    let next = after.saturating_add(1);
-    Ok((next < store.next_id()?).then_some(next))
 }
 
 /// What became of an id.

@@ -1,7 +1,5 @@
 //! Typed outcomes to replies. Maps are maps in RESP3 and flat arrays in RESP2; fields that do not apply are left out.
 
-use std::fmt::Write as _;
-
 use keyguard_core::limiter::{Decision, Verdict};
 use keyguard_core::record::UnitLimits;
 use keyguard_core::window::WindowLog;
@@ -97,14 +95,7 @@ impl<'a> Map<'a> {
                 }
                 Value::Limits(limits) => {
                     ctx.reply_array(limits.len());
-                    // A buffer for all of them, which nearly every text fits: it would grow by small steps.
-                    let mut text = String::with_capacity(64);
-                    for limit in *limits {
-                        text.clear();
-                        // Writing to a string does not fail.
-                        let _ = write!(text, "{limit}");
-                        ctx.reply_bytes(text.as_bytes());
-                    }
+                    limits.iter().for_each(|limit| ctx.reply_bytes(limit.to_string().as_bytes()));
                 }
             }
         }

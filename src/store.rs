@@ -9,6 +9,7 @@ use std::ffi::CStr;
 use keyguard_core::digest::Digest;
 use keyguard_core::keyring::{Fingerprint, Keyring};
 use keyguard_core::names::StoreName;
+use keyguard_core::pool::Pool;
 use keyguard_core::record::{ApiRecord, OrgRecord, Record, RecordType, UnitLimits, VaultRecord};
 use keyguard_core::vault::Place;
 use keyguard_core::{Error, Result, listing, parse};
@@ -45,7 +46,7 @@ pub struct Store<'c> {
 
 /// The fields of a hash that is being written; those that do not apply are left out.
 #[derive(Default)]
-pub struct Fields(Vec<(&'static str, Vec<u8>)>);
+pub struct Fields(Vec<(&'static str, Vec<u8>)>, Vec<&'static str>);
 
 impl Fields {
     /// Adds a field.
@@ -56,10 +57,16 @@ impl Fields {
 
     /// Adds a field that may not apply.
     pub fn optional(&mut self, name: &'static str, value: Option<impl AsRef<[u8]>>) -> &mut Self {
-        if let Some(value) = value {
-            self.set(name, value);
+        match value {
+            Some(value) => _ = self.set(name, value),
+            None => self.1.push(name),
         }
         self
+    }
+
+    /// Those that do not apply.
+    pub fn absent(&self) -> impl Iterator<Item = &'static str> {
+        self.1.iter().copied()
     }
 }
 
@@ -73,6 +80,11 @@ pub enum Missing {
 }
 
 impl<'c> Store<'c> {
+    /// The call that it was opened in.
+    pub fn ctx(&self) -> Ctx<'c> {
+        self.ctx
+    }
+
     /// The store of this name.
     ///
     /// # Errors
@@ -217,16 +229,11 @@ impl<'c> Store<'c> {
     /// # Errors
     /// [`Error::NoSuch`], or [`Error::NotUnique`] if there are several.
     pub fn id_named(&self, name: &str) -> Result<u64> {
-        let pool = self.name.pool(name);
-        let key = self.read(&pool)?;
-        match (key.kind(), key.len()) {
-            (Kind::Empty, _) => Err(Error::NoSuch { what: "name" }),
-            (Kind::Hash, 1) => {
-                let id = self.ctx.call(c"HKEYS", c"Ev", &[&pool]).element(0);
-                id.and_then(|id| parse::unsigned(id.as_bytes())).ok_or(Error::Damaged { what: "index of names" })
-            }
-            (Kind::Hash, _) => Err(Error::NotUnique),
-            _ => Err(Error::WrongType),
+        let key = self.read(&self.name.pool(name))?;
+        let pool = key.native::<Pool>()?.ok_or(Error::NoSuch { what: "name" })?;
+        match (pool.len(), pool.ids_after(0, 1).next()) {
+            (1, Some(id)) => Ok(id),
+            _ => Err(Error::NotUnique),
         }
     }
 
@@ -243,19 +250,10 @@ impl<'c> Store<'c> {
     /// The ids of the vault keys of a name, as [`ids_after`](Self::ids_after) gives them.
     ///
     /// # Errors
-    /// [`Error::WrongType`], or [`Error::Damaged`] where something else than ids stands.
+    /// [`Error::WrongType`].
     pub fn vault_ids_named(&self, name: &str, after: u64, n: usize) -> Result<Vec<u64>> {
-        let pool = self.name.pool(name);
-        self.named(name)?;
-        let reply = self.ctx.call(c"HKEYS", c"Ev", &[&pool]);
-        let ids = (0..).map_while(|index| reply.element(index));
-        let mut ids: Vec<u64> = ids
-            .map(|id| parse::unsigned(id.as_bytes()).ok_or(Error::Damaged { what: "index of names" }))
-            .filter(|id| id.is_ok_and(|id| id > after) || id.is_err())
-            .collect::<Result<_>>()?;
-        ids.sort_unstable();
-        ids.truncate(n);
-        Ok(ids)
+        let key = self.read(&self.name.pool(name))?;
+        Ok(key.native::<Pool>()?.map_or_else(Vec::new, |pool| pool.ids_after(after, n).collect()))
     }
 
     /// How many vault keys have a name.
@@ -263,12 +261,8 @@ impl<'c> Store<'c> {
     /// # Errors
     /// [`Error::WrongType`].
     pub fn named(&self, name: &str) -> Result<u64> {
-        let pool = self.read(&self.name.pool(name))?;
-        match pool.kind() {
-            Kind::Empty => Ok(0),
-            Kind::Hash => Ok(pool.len() as u64),
-            _ => Err(Error::WrongType),
-        }
+        let key = self.read(&self.name.pool(name))?;
+        Ok(key.native::<Pool>()?.map_or(0, |pool| pool.len() as u64))
     }
 
     /// A count in the header.
@@ -434,6 +428,9 @@ impl<'c> Store<'c> {
 
     /// Sets the ids that have a secret of this digest.
     pub fn set_ids(&self, digest: &Digest, ids: &[u64]) -> Result<()> {
+        if ids.is_empty() {
+            return self.write(c"DEL", &[&self.name.digest(digest)]);
+        }
         let ids: Vec<String> = ids.iter().map(u64::to_string).collect();
         self.write(c"SET", &[&self.name.digest(digest), ids.join(",").as_bytes()])
     }
@@ -500,6 +497,8 @@ pub fn vault_fields(record: &VaultRecord<'_>, meta: Option<&str>) -> Result<Fiel
         .optional("batch", record.batch)
         .optional("account", record.account)
         .optional("limits", limits_text(&record.limits))
+        .optional("shared", limits_text(&record.shared))
+        .optional("rejected", record.rejected)
         .optional("hint", record.hint.as_ref().map(|hint| hint.as_str()))
         .optional("meta", meta);
     Ok(fields)

@@ -1,4 +1,4 @@
-//! Claims that wait on the server: `KG.CLAIM ... BLOCK`.
+//! Those who wait on the server: `KG.CLAIM ... BLOCK` and `KG.ACQUIRE ... BLOCK`.
 //!
 //! Who waits for what, and in which order, `keyguard_core::waiting` knows. Here is what makes it happen: clients that are held,
 //! one timer of the module set for whatever is due next, and the events after which a bucket deserves a look. Everything is
@@ -19,12 +19,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use keyguard_core::limit::Limits;
 use keyguard_core::limiter::{Decision, Retry};
-use keyguard_core::waiting::{Bucket, Lines, Turn, WaiterId, Wish};
+use keyguard_core::names::StoreName;
+use keyguard_core::pool::Wanted;
+use keyguard_core::selection::Ask;
+use keyguard_core::waiting::{Class, Demand, Lines, Turn, WaiterId, Wish};
 use keyguard_core::window::WindowLog;
 use keyguard_core::{Error, Result};
 
+use crate::acquire::{self, Outcome};
 use crate::ffi::{self, Ctx, Kind, Name, OwnedString, api, raw};
 use crate::reply::ClaimReply;
+use crate::store::Store;
 use crate::{effects, server};
 
 /// A line is looked at so often at the least, in milliseconds.
@@ -56,6 +61,7 @@ impl Held {
 /// What a held client is told.
 enum Answer {
     Claim(ClaimReply),
+    Key(Outcome),
     Error(Error),
     /// The server's own words, where it would not let a command write.
     Refused(String),
@@ -142,8 +148,17 @@ pub fn others_wait_ms(ctx: Ctx<'_>, bucket: Name<'_>, limits: &Limits, now_ms: u
         return None;
     }
     let database = ctx.selected_database();
-    let look_ms = waiting(|waiting| waiting.lines.next_look_ms(database, bucket.bytes(), limits))?;
+    let look_ms = waiting(|waiting| waiting.lines.next_look_ms(database, bucket.bytes(), &Class::of_limits(limits)))?;
     Some(look_ms.saturating_sub(now_ms).max(1))
+}
+
+/// What those want of a pool who wait already: a newcomer leaves it to them.
+pub fn wanted_by_others(ctx: Ctx<'_>, pool: Name<'_>) -> Vec<Wanted> {
+    if nobody_waits() {
+        return Vec::new();
+    }
+    let database = ctx.selected_database();
+    waiting(|waiting| waiting.lines.earlier(database, pool.bytes(), None))
 }
 
 /// Holds the client until its turn comes, `block_ms` at the longest; `retry_ms` from now its claim is worth a first look.
@@ -184,6 +199,16 @@ pub fn touched(ctx: Ctx<'_>, bucket: Name<'_>) {
     if waiting(|waiting| waiting.lines.touch(database, bucket.bytes(), now_ms)) {
         arm(ctx);
     }
+}
+
+/// An account of a store has changed: those who wait for keys of any of its pools are looked at.
+pub fn account_touched(ctx: Ctx<'_>, store: StoreName<'_>) {
+    if nobody_waits() {
+        return;
+    }
+    let (database, now_ms) = (ctx.selected_database(), ctx.milliseconds());
+    waiting(|waiting| waiting.lines.touch_all_of(database, &store.pool(""), now_ms));
+    arm(ctx);
 }
 
 /// A bucket is about to be gone from its key.
@@ -277,21 +302,53 @@ fn decide(ctx: Ctx<'_>, bucket: Name<'_>, turn: &Turn, now_ms: u64, may_grant: b
     if may_grant && let Some(refusal) = refused_by_the_server(ctx, bucket) {
         return Ok(Decided::Answer(refusal));
     }
-    let Wish { limits, cost, lockout_ms, bucket: Bucket { database, .. } } = &turn.wish;
+    match &turn.wish.demand {
+        Demand::Units { limits, cost, lockout_ms } => {
+            decide_units(ctx, bucket, turn, (limits, *cost, *lockout_ms), now_ms, may_grant)
+        }
+        Demand::Key(ask) => decide_key(ctx, bucket, turn, ask, now_ms, may_grant),
+    }
+}
+
+fn decide_units(
+    ctx: Ctx<'_>,
+    bucket: Name<'_>,
+    turn: &Turn,
+    (limits, cost, lockout_ms): (&Limits, u64, Option<u64>),
+    now_ms: u64,
+    may_grant: bool,
+) -> Result<Decided> {
     let mut key = if may_grant { ctx.change(bucket) } else { ctx.read(bucket) };
-    let mut decision = Decision::on(key.native::<WindowLog>()?, limits, *cost, now_ms)?;
+    let mut decision = Decision::on(key.native::<WindowLog>()?, limits, cost, now_ms)?;
     match decision.verdict.retry {
         Retry::After(ms) if !turn.is_last_chance => return Ok(Decided::Wait(ms)),
         // It would fit, but others stand before it, or nothing may be written now.
         Retry::Granted if !(turn.is_first && may_grant) => decision.defer(1),
         _ => {}
     }
-    if may_grant && let Some(effect) = decision.effect(*lockout_ms) {
+    if may_grant && let Some(effect) = decision.effect(lockout_ms) {
         ctx.refuse_if_out_of_memory()?;
         effects::book(ctx, bucket, &mut key, &effect)?;
-        waiting(|waiting| waiting.lines.touch(*database, bucket.bytes(), now_ms));
+        let database = turn.wish.bucket.database;
+        waiting(|waiting| waiting.lines.touch(database, bucket.bytes(), now_ms));
     }
     Ok(Decided::Answer(Answer::Claim(ClaimReply::of_claim(&decision))))
+}
+
+fn decide_key(ctx: Ctx<'_>, pool: Name<'_>, turn: &Turn, ask: &Ask, now_ms: u64, may_grant: bool) -> Result<Decided> {
+    let (store, of) = StoreName::of_pool(pool.bytes()).ok_or(Error::Internal)?;
+    let header = OwnedString::new(store.as_bytes());
+    let store = Store::open_unconfirmed(ctx, (store, header.name()))?;
+    if may_grant {
+        ctx.refuse_if_out_of_memory()?;
+    }
+    let database = turn.wish.bucket.database;
+    let earlier = waiting(|waiting| waiting.lines.earlier(database, pool.bytes(), Some(turn.waiter)));
+    let outcome = acquire::attempt(&store, of, ask, &earlier, now_ms, may_grant)?;
+    Ok(match outcome.wait_ms() {
+        Some(ms) if !turn.is_last_chance => Decided::Wait(ms),
+        _ => Decided::Answer(Answer::Key(outcome)),
+    })
 }
 
 /// What the server would have said to a command that writes to this key, had it been one.
@@ -324,6 +381,7 @@ unsafe extern "C" fn on_answer(ctx: *mut raw::RedisModuleCtx, _: *mut *mut raw::
         let answer = unsafe { api!(RedisModule_GetBlockedClientPrivateData)(ctx.as_raw()).cast::<Answer>().as_ref() };
         match answer {
             Some(Answer::Claim(reply)) => reply.send(ctx),
+            Some(Answer::Key(outcome)) => outcome.send(ctx),
             Some(Answer::Error(error)) => return Err(*error),
             Some(Answer::Refused(words)) => ctx.reply_error_text(words),
             None => return Err(Error::Internal),
@@ -359,6 +417,7 @@ unsafe extern "C" fn on_unblock(ctx: *mut raw::RedisModuleCtx, _: *mut *mut raw:
         let bucket = OwnedString::new(&turn.wish.bucket.name);
         match decide(ctx, bucket.name(), &turn, now_ms, false)? {
             Decided::Answer(Answer::Claim(reply)) => reply.send(ctx),
+            Decided::Answer(Answer::Key(outcome)) => outcome.send(ctx),
             _ => return Err(Error::Internal),
         }
         Ok(())

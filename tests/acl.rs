@@ -10,10 +10,11 @@ server_tests![
     categories_grant_and_deny,
 ];
 
-const USE: [&str; 5] = ["kg.auth", "kg.check", "kg.claim", "kg.refund", "kg.remaining"];
-const SECRETS: [&str; 3] = ["kg.findkey", "kg.newkey", "kg.reveal"];
-const READ: [&str; 6] = ["kg.checkip", "kg.countkeys", "kg.getkey", "kg.inspect", "kg.listkeys", "kg.usability"];
-const ADMIN: [&str; 9] = [
+const USE: [&str; 7] = ["kg.auth", "kg.check", "kg.claim", "kg.feedback", "kg.refund", "kg.remaining", "kg.settle"];
+const SECRETS: [&str; 4] = ["kg.acquire", "kg.findkey", "kg.newkey", "kg.reveal"];
+const READ: [&str; 7] =
+    ["kg.checkip", "kg.countkeys", "kg.getkey", "kg.inspect", "kg.listkeys", "kg.nextkey", "kg.usability"];
+const ADMIN: [&str; 10] = [
     "kg.addkey",
     "kg.addorg",
     "kg.blockip",
@@ -21,6 +22,7 @@ const ADMIN: [&str; 9] = [
     "kg.keyring",
     "kg.rekey",
     "kg.revoke",
+    "kg.setkey",
     "kg.setorg",
     "kg.unblockip",
 ];

@@ -17,6 +17,7 @@ server_tests![
     damaged_payloads_of_buckets,
     damaged_payloads_of_key_windows,
     damaged_payloads_of_address_rules,
+    damaged_payloads_of_pools,
 ];
 
 /// Stands in everything that is sent as text: no error may repeat it.
@@ -233,6 +234,8 @@ fn store_commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
     all.push(args!["KG.CHECK", "acme", sample.limited, "SCOPE", "read"]);
     all.push(args!["KG.CHECK", "acme", sample.revoked]);
     all.push(args!["KG.FINDKEY", "acme", "another-secret"]);
+    all.extend((9..14).map(|id| args!["KG.GETKEY", "acme", id]));
+    all.extend((0..5).map(|index| args!["KG.FINDKEY", "acme", format!("a-maps-secret-number-{index}")]));
     all.push(args!["KG.DELKEY", "acme", sample.ids[0], sample.ids[2], "1"]);
     all
 }
@@ -558,6 +561,22 @@ fn damaged_payloads_of_address_rules(sut: &Sut) {
             args!["KG.AUTH", "acme", sample.plain, "IP", "2001:db8::7"],
             args!["KG.BLOCKIP", "acme", "192.0.2.8", "1h", "REASON", "scan"],
             args!["KG.UNBLOCKIP", "acme", "192.0.2.7"],
+            args!["DUMP", key],
+            args!["DEBUG", "DIGEST-VALUE", key],
+        ]
+    });
+}
+
+fn damaged_payloads_of_pools(sut: &Sut) {
+    fuzz(sut, &["{acme}:pool:maps", "{acme}:pool:openai", "{acme}:account:shared"], |_, key| {
+        vec![
+            args!["KG.ACQUIRE", "acme", "maps", "COST", "1", "COST", "5", "UNIT", "tokens"],
+            args!["KG.ACQUIRE", "acme", "openai", "ORDER", "remaining"],
+            args!["KG.NEXTKEY", "acme", "maps"],
+            args!["KG.GETKEY", "acme", "NAME", "openai"],
+            args!["KG.FEEDBACK", "acme", "1", "THROTTLED", "1ms"],
+            args!["KG.SETTLE", "acme", "1", "AT", "1800000000000", "COST", "7", "UNIT", "tokens"],
+            args!["KG.SETKEY", "acme", "1", "WEIGHT", "5"],
             args!["DUMP", key],
             args!["DEBUG", "DIGEST-VALUE", key],
         ]

@@ -426,6 +426,7 @@ fn describes_its_commands(sut: &Sut) {
             "KG.LISTKEYS",
             "KG.COUNTKEYS",
             "KG.USABILITY",
+            "KG.NEXTKEY",
             "KG.REVEAL",
             "KG.FINDKEY",
             "KG.CHECK",

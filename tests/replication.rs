@@ -45,6 +45,17 @@ fn change(c: &mut Client) {
     c.ok("KG.REFUND rl:many 2");
     c.ok("KG.DELKEY acme 2");
     c.ok("KG.ADDKEY acme openai third-secret");
+    for _ in 0..4 {
+        let reply = c.ok("KG.ACQUIRE acme maps COST 100 UNIT tokens ORDER weight");
+        let (id, at) = (reply.field("id").int(), reply.field("claimed_at_ms").int());
+        c.ok(format!("KG.SETTLE acme {id} AT {at} COST 170 UNIT tokens"));
+        c.ok(format!("KG.FEEDBACK acme {id} THROTTLED 5ms"));
+        c.ok(format!("KG.FEEDBACK acme {id} OK AT {}", at + 5000));
+    }
+    let moved = c.ok("KG.NEXTKEY acme maps").field("id").int();
+    c.ok(format!("KG.SETKEY acme {moved} NAME routes SECRET a-changed-secret CLEAR batch META {{}}"));
+    c.ok(format!("KG.FEEDBACK acme {moved} REJECTED"));
+    c.ok(format!("KG.SETKEY acme {moved} ACTIVE yes CLEAR meta"));
     c.ok("KG.BLOCKIP acme 192.0.2.9 1h");
     c.ok("KG.UNBLOCKIP acme 192.0.2.7");
     c.ok("KG.SETORG acme lab STATUS suspended");
@@ -405,6 +416,7 @@ fn replica_does_not_write(sut: &Sut) {
             "KG.LISTKEYS",
             "KG.COUNTKEYS",
             "KG.USABILITY",
+            "KG.NEXTKEY",
             "KG.REVEAL",
             "KG.FINDKEY",
             "KG.CHECK",

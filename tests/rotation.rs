@@ -178,21 +178,21 @@ fn status_counts_what_uses_each_key(sut: &Sut) {
     c.ok("SELECT 3");
     add(&mut c, "zeta", 10);
     c.ok("SELECT 0");
-    // Three vault keys and three API keys of `populate`.
-    assert_eq!(records(&mut c), [16]);
+    // Eight vault keys and three API keys of `populate`.
+    assert_eq!(records(&mut c), [21]);
     reload(&server, &[1, 2]);
     add(&mut c, "beta", 4);
     let rows = status(&mut c.resp3());
     assert_eq!(
         rows.iter().map(|row| (row.1, row.2, row.3)).collect::<Vec<_>>(),
-        [(true, 4, false), (false, 16, false)]
+        [(true, 4, false), (false, 21, false)]
     );
     assert!(rows.iter().all(|row| row.0.len() == 16 && row.0.bytes().all(|byte| byte.is_ascii_hexdigit())));
     let mut c = server.client();
     assert_eq!(c.code(format!("KG.AUTH acme {} SCOPE read", sample.limited)), "VALID");
     c.ok("KG.DELKEY acme 1 2");
     c.ok("DEL {beta}:key:1");
-    assert_eq!(records(&mut c), [4, 14], "what is counted is what the headers say");
+    assert_eq!(records(&mut c), [4, 19], "what is counted is what the headers say");
     for command in ["KG.KEYRING", "KG.KEYRING WHAT", "KG.KEYRING STATUS x", "KG.KEYRING DROP", "KG.KEYRING DROP x"] {
         c.refused("ERR", command);
     }

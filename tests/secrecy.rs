@@ -216,6 +216,23 @@ fn use_secrets(primary: &Server, plain: &str, canaries: &mut Canaries, errors: &
     assert_eq!(c.ok(args!["KG.REVEAL", "acme", "NAME", plain]).text(), vault);
     assert_eq!(c.ok(args!["KG.FINDKEY", "acme", vault]).ints(), [1]);
     assert!(run(&mut c, args!["KG.ADDKEY", "acme", "other", vault, "UNIQUE"]).is_error());
+    // Handed out at once, after a wait, and in a transaction; changed, and told of.
+    assert_eq!(c.ok(args!["KG.ACQUIRE", "acme", plain]).field("secret").text(), vault);
+    c.ok(args!["KG.ADDKEY", "acme", "slow", take("the secret of a key waited for"), "LIMIT", "1", "200ms"]);
+    for _ in 0..2 {
+        assert_eq!(c.code(args!["KG.ACQUIRE", "acme", "slow", "BLOCK", "10s"]), "ACQUIRED");
+    }
+    c.ok("MULTI");
+    c.ok(args!["KG.ACQUIRE", "acme", plain]);
+    c.ok("EXEC");
+    c.ok(args!["KG.FEEDBACK", "acme", "1", "THROTTLED", "1ms"]);
+    c.ok(args!["KG.FEEDBACK", "acme", "1", "REJECTED", "REASON", plain]);
+    for (option, secret) in [("SECRET", take("the secret of SETKEY")), ("secret", take("another secret of SETKEY"))] {
+        assert!(c.ok(args!["KG.SETKEY", "acme", "1", "META", "{}", option, secret]).list().len() <= 2);
+        assert_eq!(c.ok("KG.REVEAL acme 1").text(), secret);
+        assert!(run(&mut c, args!["KG.SETKEY", "acme", "2", "SECRET", secret, "UNIQUE"]).is_error());
+    }
+    c.ok(args!["KG.SETKEY", "acme", "1", "SECRET", vault, "ACTIVE", "yes"]);
     c.ok("KG.ADDORG acme shop LIMIT 3 1h");
     let raw = c.ok(args!["KG.NEWKEY", "acme", "shop", plain]).list()[1].text();
     for _ in 0..5 {
@@ -229,7 +246,8 @@ fn use_secrets(primary: &Server, plain: &str, canaries: &mut Canaries, errors: &
     // Each command with a secret in its place, refused in every way.
     c.ok("SET text x");
     c.ok("HSET foreign f v");
-    let secret_position: [(&str, usize); 4] = [("KG.ADDKEY", 3), ("KG.AUTH", 2), ("KG.CHECK", 2), ("KG.FINDKEY", 2)];
+    let secret_position: [(&str, usize); 5] =
+        [("KG.ADDKEY", 3), ("KG.AUTH", 2), ("KG.CHECK", 2), ("KG.FINDKEY", 2), ("KG.SETKEY", 4)];
     let stores = ["acme", "nobody", "text", "foreign", "bad name", "{acme}:ips"];
     for (name, position) in secret_position {
         for store in stores {

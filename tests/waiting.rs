@@ -553,12 +553,12 @@ fn only_so_many_may_wait(sut: &Sut) {
     assert!(text.contains("1000"), "{text}");
     c.refused("TOOMANYWAITERS", "KG.CLAIM b 2 1h COST 2 BLOCK 1m");
     let mut lines = Vec::new();
-    for count in 1..=16 {
+    for count in 1..=64 {
         c.claim("d 1 1h COST 1");
         lines.push(Waiter::asks(&server, &format!("d 1 {count}h BLOCK 1m")));
     }
-    waiting(&mut c, 1016);
-    c.refused("TOOMANYWAITERS", "KG.CLAIM d 1 17h BLOCK 1m");
+    waiting(&mut c, 1064);
+    c.refused("TOOMANYWAITERS", "KG.CLAIM d 1 65h BLOCK 1m");
     drop(lines);
     waiting(&mut c, 1000);
     assert!(!c.claim("b 1 1h").claimed, "who does not wait is refused as ever");

@@ -22,6 +22,7 @@ impl Command for Apply {
         category: Category::Internal,
         min_args: 3,
         secrets: &[],
+        secrets_from: 0,
         args: &[Arg::key(c"key"), Arg::text(c"effect")],
     };
 

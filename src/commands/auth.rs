@@ -38,6 +38,7 @@ impl Command for Auth {
         category: Category::Use,
         min_args: 3,
         secrets: &[2],
+        secrets_from: 0,
         args: &[
             Arg::key(c"store"),
             Arg::text(c"raw-key"),
@@ -65,6 +66,7 @@ impl Command for Check {
         category: Category::Use,
         min_args: 3,
         secrets: &[2],
+        secrets_from: 0,
         args: Auth::SPEC.args,
     };
 
@@ -173,9 +175,9 @@ fn authenticate(call: &Call<'_>, mut args: Args<'_>, charging: bool) -> Result<(
         let meters = meters.as_ref().map(|meters| meters.native::<Meters>()).transpose()?.flatten();
         collect(&mut claims, owner, limits, meters, &asked);
     }
-    let moment = claims.iter().fold(Moment { now_ms: call.now_ms, at_ms: call.now_ms }, |moment, claim| {
+    let moment = claims.iter().fold(Moment::at(call.now_ms, call.now_ms), |moment, claim| {
         let own = clock(claim.log, longest_ms(&claim.limits), call.now_ms);
-        Moment { at_ms: moment.at_ms.max(own.at_ms), ..moment }
+        Moment::at(call.now_ms, moment.at_ms.max(own.at_ms))
     });
     let mut told: Option<(Verdict, Owner<'_>)> = None;
     for claim in &claims {

@@ -3,7 +3,7 @@
 use keyguard_core::asked::Asked;
 use keyguard_core::limiter::{Decision, Retry};
 use keyguard_core::names::belongs_to_store;
-use keyguard_core::waiting::{Bucket, Wish};
+use keyguard_core::waiting::{Bucket, Demand, Wish};
 use keyguard_core::window::{MAX_INSTANT_MS, WindowLog};
 use keyguard_core::{Error, Result, parse};
 
@@ -33,6 +33,7 @@ impl Command for Claim {
         category: Category::Use,
         min_args: 4,
         secrets: &[],
+        secrets_from: 0,
         args: &[
             Arg::key(c"bucket"),
             LIMITS,
@@ -58,8 +59,8 @@ impl Command for Claim {
         {
             drop(key);
             let Asked { limits, cost, lockout_ms, .. } = asked;
-            let wish =
-                Wish { bucket: Bucket::new(call.ctx.selected_database(), bucket.bytes()), limits, cost, lockout_ms };
+            let bucket = Bucket::new(call.ctx.selected_database(), bucket.bytes());
+            let wish = Wish { bucket, demand: Demand::Units { limits, cost, lockout_ms } };
             return waiting::join(call.ctx, wish, call.now_ms, retry_ms, block_ms);
         }
 
@@ -87,6 +88,7 @@ impl Command for Remaining {
         category: Category::Use,
         min_args: 4,
         secrets: &[],
+        secrets_from: 0,
         args: &[Arg::key(c"bucket"), LIMITS, COST],
     };
 
@@ -119,6 +121,7 @@ impl Command for Refund {
         category: Category::Use,
         min_args: 3,
         secrets: &[],
+        secrets_from: 0,
         args: &[Arg::key(c"bucket"), Arg::integer(c"n"), Arg::integer(c"claimed_at_ms").token(c"AT").optional()],
     };
 
@@ -164,6 +167,7 @@ impl Command for Inspect {
         category: Category::Read,
         min_args: 2,
         secrets: &[],
+        secrets_from: 0,
         args: &[Arg::key(c"bucket")],
     };
 

@@ -3,26 +3,27 @@
 use std::collections::BTreeMap;
 
 use keyguard_core::digest::Digest;
+use keyguard_core::effect::Effect;
 use keyguard_core::listing::Filter;
+use keyguard_core::pool::Pool;
 use keyguard_core::record::{Record, RecordType};
 use keyguard_core::{Error, Result};
 
+use super::keys::pool_touched;
 use super::list::{MAX_READ, Scan};
 use super::{Call, FILTER_OPTIONS, OF_TYPE};
 use crate::args::Args;
+use crate::effects;
 use crate::ffi::{Kind, OwnedString};
 use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::integer;
 use crate::store::{API_KEYS, Missing, Store, VAULT_KEYS, using};
 
 /// The most records that one DELKEY deletes: more would hold the server up for over 2 ms.
-const MAX_DELETED: usize = 250;
+const MAX_DELETED: usize = 200;
 
 /// Deleting a record takes as long as looking at so many: where few match, a call deletes less, and holds the server up no longer.
 const DELETING: usize = 7;
-
-/// So many it deletes at least, if it finds them: who calls until none is left shall not call for each.
-const FEW: usize = 50;
 
 /// `KG.DELKEY store <id [id ...] | MATCH TYPE t filters | ALL TYPE t>`
 pub struct DelKey;
@@ -39,12 +40,13 @@ impl Command for DelKey {
     const SPEC: Spec = Spec {
         name: c"KG.DELKEY",
         summary: c"Deletes key records and all that belongs to them",
-        complexity: c"O(N), N being the ids, or the records looked at, at most 2,000",
+        complexity: c"O(N), N being the ids, or the records looked at, at most 1,000",
         flags: "",
         access: Access::Write,
         category: Category::Admin,
         min_args: 3,
         secrets: &[],
+        secrets_from: 0,
         args: &[
             Arg::key(c"store"),
             Arg::one_of(
@@ -133,7 +135,7 @@ fn matching(store: &Store<'_>, filter: &Filter<'_>, now_ms: u64) -> Result<Vec<(
     let mut scan = Scan::new(store, filter, 0)?;
     let mut found = Vec::new();
     while found.len() < MAX_DELETED
-        && (found.len() < FEW || scan.looked() + found.len() * DELETING < MAX_READ)
+        && scan.looked() + found.len() * DELETING < 2 * MAX_READ
         && let Some((id, _, packed)) = scan.matching(filter, now_ms)?
     {
         found.push((id, packed));
@@ -192,7 +194,7 @@ impl<'a> Doomed<'a> {
             }
         }
         for name in doomed.pools.keys() {
-            store.expect(&store.name.pool(name), Kind::Hash)?;
+            store.read(&store.name.pool(name))?.native::<Pool>()?;
         }
         for of in doomed.lists.keys() {
             store.expect(&store.name.ids(*of), Kind::Text)?;
@@ -210,10 +212,9 @@ impl<'a> Doomed<'a> {
             store.set_ids(digest, left)?;
         }
         for (name, ids) in &self.pools {
-            let ids: Vec<String> = ids.iter().map(u64::to_string).collect();
-            let pool = store.name.pool(name);
-            let args: Vec<&[u8]> = std::iter::once(&*pool).chain(ids.iter().map(String::as_bytes)).collect();
-            store.write(c"HDEL", &args)?;
+            let effect = Effect::Withdraw { pool: name, ids: ids.clone() };
+            effects::commit(store.ctx(), store.header, &effect)?;
+            pool_touched(store, name);
         }
         self.lists.iter().try_for_each(|(of, ids)| store.delist(*of, ids))?;
         if !self.keys.is_empty() {

@@ -32,6 +32,7 @@ impl Command for BlockIp {
         category: Category::Admin,
         min_args: 3,
         secrets: &[],
+        secrets_from: 0,
         args: &[
             Arg::key(c"store"),
             Arg::text(c"addr"),
@@ -90,6 +91,7 @@ impl Command for UnblockIp {
         category: Category::Admin,
         min_args: 3,
         secrets: &[],
+        secrets_from: 0,
         args: &[Arg::key(c"store"), Arg::text(c"addr")],
     };
 
@@ -124,6 +126,7 @@ impl Command for CheckIp {
         category: Category::Read,
         min_args: 3,
         secrets: &[],
+        secrets_from: 0,
         args: &[Arg::key(c"store"), Arg::text(c"addr")],
     };
 

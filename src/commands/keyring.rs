@@ -33,6 +33,7 @@ impl Command for KeyringCommand {
         min_args: 2,
         // Whoever takes a key of the keyring for its fingerprint shall not have shown it.
         secrets: &[2],
+        secrets_from: 0,
         args: &[Arg::one_of(
             c"action",
             &[
@@ -130,6 +131,7 @@ impl Command for Rekey {
         category: Category::Admin,
         min_args: 2,
         secrets: &[],
+        secrets_from: 0,
         args: &[Arg::key(c"store"), Arg::word(c"stop", c"STOP").optional()],
     };
 

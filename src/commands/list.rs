@@ -5,7 +5,7 @@ use keyguard_core::names::{Derived, name};
 use keyguard_core::record::{Record, RecordType, VaultRecord};
 use keyguard_core::{Error, Result, parse};
 
-use super::keys::describe;
+use super::keys::{describe, history_of, pool_of};
 use super::{Call, FILTER};
 use crate::args::{Args, once};
 use crate::ffi::{Key, Kind, OwnedString};
@@ -13,11 +13,11 @@ use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::{Map, integer};
 use crate::store::{API_KEYS, Missing, PACKED, Store, VAULT_KEYS};
 
-/// The most records that one call looks at.
-pub(super) const MAX_READ: usize = 2_000;
+/// The most records that one call looks at: more would hold the server up for over 2 ms, together with describing a page.
+pub(super) const MAX_READ: usize = 1_000;
 
 /// The most records that one call describes, and as many as it does unless told otherwise.
-const MAX_PAGE: usize = 1_000;
+const MAX_PAGE: usize = 400;
 
 /// The most bytes of records that one call looks at: secrets of 64 KiB and META of 16 KiB would else hold the server up long
 /// before there are many of them.
@@ -159,12 +159,13 @@ impl Command for ListKeys {
     const SPEC: Spec = Spec {
         name: c"KG.LISTKEYS",
         summary: c"Describes key records; never shows a secret",
-        complexity: c"O(N), N being the records looked at, at most 2,000; with SORTBY O(N*log(N))",
+        complexity: c"O(N), N being the records looked at, at most 1,000; with SORTBY O(N*log(N))",
         flags: "",
         access: Access::Read,
         category: Category::Read,
         min_args: 2,
         secrets: &[],
+        secrets_from: 0,
         args: &[
             Arg::key(c"store"),
             FILTER,
@@ -232,12 +233,19 @@ impl Command for ListKeys {
         };
         let mut records = Vec::with_capacity(found.len());
         for found in &found {
-            records.push((found, Record::decode(found.packed.name().bytes())?));
+            let record = Record::decode(found.packed.name().bytes())?;
+            let pool = pool_of(&store, &record)?;
+            records.push((found, record, pool));
+        }
+        // Every pool is looked at before the reply begins: there is no error in the midst of one.
+        let mut histories = Vec::with_capacity(records.len());
+        for (found, _, pool) in &records {
+            histories.push(history_of(pool.as_ref(), found.id)?);
         }
 
         call.ctx.reply_array(records.len() + usize::from(rest_after.is_some()));
-        for (found, record) in &records {
-            describe(call, found.id, record, found.meta.as_ref().map(|meta| meta.name().bytes()));
+        for ((found, record, _), history) in records.iter().zip(histories) {
+            describe(call, found.id, record, found.meta.as_ref().map(|meta| meta.name().bytes()), history);
         }
         if let Some(after) = rest_after {
             Map::default().field("after", after).send(call.ctx);
@@ -254,7 +262,7 @@ fn limit(args: &mut Args<'_>) -> Result<Page> {
     let offset = parse::unsigned(args.value("LIMIT")?).and_then(|offset| usize::try_from(offset).ok());
     let offset = offset
         .filter(|offset| *offset <= MAX_READ)
-        .ok_or(Error::Invalid { what: "offset", accepted: "a whole number from 0 to 2000" })?;
+        .ok_or(Error::Invalid { what: "offset", accepted: "a whole number from 0 to 1000" })?;
     Ok(Page::Limit { offset, count: page_size(args)? })
 }
 
@@ -268,7 +276,7 @@ fn after(args: &mut Args<'_>) -> Result<Page> {
 }
 
 fn page_size(args: &mut Args<'_>) -> Result<usize> {
-    let count = args.positive("count", MAX_PAGE as u64, "a whole number from 1 to 1000")?;
+    let count = args.positive("count", MAX_PAGE as u64, "a whole number from 1 to 400")?;
     Ok(usize::try_from(count).unwrap_or(MAX_PAGE))
 }
 
@@ -334,12 +342,13 @@ impl Command for CountKeys {
     const SPEC: Spec = Spec {
         name: c"KG.COUNTKEYS",
         summary: c"Counts key records",
-        complexity: c"O(1) for all, a TYPE or a NAME; else O(N), N being the records looked at, at most 2,000",
+        complexity: c"O(1) for all, a TYPE or a NAME; else O(N), N being the records looked at, at most 1,000",
         flags: "",
         access: Access::Read,
         category: Category::Read,
         min_args: 2,
         secrets: &[],
+        secrets_from: 0,
         args: &[Arg::key(c"store"), FILTER],
     };
 
@@ -383,12 +392,13 @@ impl Command for UsabilityOfSets {
         name: c"KG.USABILITY",
         summary:
             c"Counts the vault keys of each set that has name, source, login and batch in common, and what use they are",
-        complexity: c"O(N*log(N)), N being the vault keys of the store, or of the name; at most 2,000",
+        complexity: c"O(N*log(N)), N being the vault keys of the store, or of the name; at most 1,000",
         flags: "",
         access: Access::Read,
         category: Category::Read,
         min_args: 2,
         secrets: &[],
+        secrets_from: 0,
         args: &[Arg::key(c"store"), Arg::text(c"name").token(c"NAME").optional()],
     };
 

@@ -3,6 +3,7 @@
 //! A handler is four paragraphs: parse, decide, effect, reply. What a command is called, which key it declares, what it may do
 //! and how `COMMAND DOCS` describes it stand beside its handler in a [`Command`].
 
+pub mod acquire;
 pub mod apply;
 pub mod auth;
 pub mod claim;
@@ -32,9 +33,14 @@ pub fn table() -> Vec<Entry> {
         Entry::of::<claim::Refund>(),
         Entry::of::<claim::Inspect>(),
         Entry::of::<keys::AddKey>(),
+        Entry::of::<keys::SetKey>(),
         Entry::of::<keys::GetKey>(),
         Entry::of::<keys::Reveal>(),
         Entry::of::<keys::FindKey>(),
+        Entry::of::<acquire::NextKey>(),
+        Entry::of::<acquire::Acquire>(),
+        Entry::of::<acquire::Settle>(),
+        Entry::of::<acquire::Feedback>(),
         Entry::of::<list::ListKeys>(),
         Entry::of::<list::CountKeys>(),
         Entry::of::<list::UsabilityOfSets>(),

@@ -24,6 +24,7 @@ impl Command for AddOrg {
         category: Category::Admin,
         min_args: 3,
         secrets: &[],
+        secrets_from: 0,
         args: &[Arg::key(c"store"), Arg::text(c"name"), LIMIT],
     };
 
@@ -73,6 +74,7 @@ impl Command for SetOrg {
         category: Category::Admin,
         min_args: 3,
         secrets: &[],
+        secrets_from: 0,
         args: &[
             Arg::key(c"store"),
             Arg::text(c"name"),

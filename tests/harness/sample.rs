@@ -63,7 +63,31 @@ pub fn populate_store(client: &mut Client) -> Sample {
     client.ok(format!("KG.REVOKE acme {}", revoked.0));
     client.ok("KG.BLOCKIP acme 192.0.2.7 1h REASON scan");
     client.ok("KG.BLOCKIP acme 2001:db8::7 2h");
+    populate_pool(client);
     Sample { limited: limited.1, plain: plain.1, revoked: revoked.1, ids: [limited.0, plain.0, revoked.0] }
+}
+
+/// A pool with keys in every state.
+fn populate_pool(client: &mut Client) {
+    let ids: Vec<i64> = (0..5)
+        .map(|index| {
+            client
+                .ok(format!(
+                    "KG.ADDKEY acme maps a-maps-secret-number-{index} BATCH b{} ACCOUNT shared SHARED 50 1h LIMIT 4 1h \
+                     LIMIT 9000 1h UNIT tokens",
+                    index % 2
+                ))
+                .int()
+        })
+        .collect();
+    for order in ["rotate", "weight", "random", "remaining", "expiry"] {
+        let reply = client.ok(format!("KG.ACQUIRE acme maps COST 100 UNIT tokens ORDER {order}"));
+        assert_eq!(reply.field("code").text(), "ACQUIRED");
+        let (id, at) = (reply.field("id").int(), reply.field("claimed_at_ms").int());
+        assert_eq!(client.ok(format!("KG.SETTLE acme {id} AT {at} COST 70 UNIT tokens")).int(), 1);
+    }
+    client.ok(format!("KG.FEEDBACK acme {} THROTTLED 1h", ids[1]));
+    client.ok(format!("KG.FEEDBACK acme {} REJECTED REASON unpaid", ids[2]));
 }
 
 /// A valid call of every command upon what [`populate`] made; each begins with the command's name.
@@ -132,6 +156,62 @@ pub fn commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
             "UNIQUE"
         ],
         args!["KG.ADDORG", "acme", "club", "LIMIT", "5", "1h"],
+        args![
+            "KG.SETKEY",
+            "acme",
+            "1",
+            "NAME",
+            "openai",
+            "SECRET",
+            "another-long-secret",
+            "ACTIVE",
+            "yes",
+            "EXPIREIN",
+            "2h",
+            "SOURCE",
+            "s",
+            "ACCOUNT",
+            "a",
+            "SHARED",
+            "7",
+            "1h",
+            "LIMIT",
+            "5",
+            "1h",
+            "WEIGHT",
+            "2",
+            "META",
+            "{}",
+            "UNIQUE",
+            "CLEAR",
+            "login",
+            "CLEAR",
+            "batch"
+        ],
+        args!["KG.NEXTKEY", "acme", "maps", "BATCH", "b1"],
+        args![
+            "KG.ACQUIRE",
+            "acme",
+            "maps",
+            "BATCH",
+            "b0",
+            "LIMIT",
+            "5",
+            "1h",
+            "COST",
+            "1",
+            "COST",
+            "7",
+            "UNIT",
+            "tokens",
+            "ORDER",
+            "rotate",
+            "BLOCK",
+            "10ms"
+        ],
+        args!["KG.SETTLE", "acme", "1", "AT", "1800000000000", "COST", "1", "COST", "7", "UNIT", "tokens"],
+        args!["KG.FEEDBACK", "acme", "1", "THROTTLED", "5ms", "AT", "1800000000000"],
+        args!["KG.FEEDBACK", "acme", "1", "REJECTED", "REASON", "unpaid"],
         args![
             "KG.NEWKEY",
             "acme",

@@ -40,7 +40,7 @@ fn decide_claim(c: &mut Criterion) {
         for entries in SIZES {
             let log = log_of(entries);
             let now_ms = newest_ms(&log);
-            let moment = Moment { now_ms, at_ms: now_ms };
+            let moment = Moment::at(now_ms, now_ms);
             let limits = [Limit::new(entries / 2 + spare, entries / 2).unwrap()];
             let decided = || decide(Some(black_box(&log)), black_box(&limits), 1, moment).unwrap().unwrap();
             assert_eq!(decided().granted(), granted);

@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cooling::Cooling;
 use crate::error::{Error, Result};
 
 const VERSION: u8 = 1;
@@ -56,7 +57,72 @@ pub enum Effect<'a> {
         /// Until when, in unix milliseconds.
         until_ms: u64,
     },
+    /// A key of a pool is what its record says now. The declared key is the store, as in all effects on pools.
+    Enroll {
+        /// The name of the pool.
+        pool: &'a str,
+        /// The pool that it was in until now, if that is another one: its history comes along.
+        from: Option<&'a str>,
+        /// The key's id.
+        id: u64,
+        /// [`Traits`](crate::pool::Traits), packed.
+        traits: &'a [u8],
+    },
+    /// Keys are in a pool no more.
+    Withdraw {
+        /// The name of the pool.
+        pool: &'a str,
+        /// Their ids.
+        ids: Vec<u64>,
+    },
+    /// A key of a pool was handed out.
+    HandOut(#[serde(borrow)] Handed<'a>),
+    /// A key of a pool cools down, or does no more.
+    Cool {
+        /// The name of the pool.
+        pool: &'a str,
+        /// The key's id.
+        id: u64,
+        /// That it was throttled.
+        cooling: Option<Cooling>,
+    },
+    /// What was claimed on a key of a pool is corrected.
+    Settle {
+        /// The name of the pool.
+        pool: &'a str,
+        /// The key's id.
+        id: u64,
+        /// The instant of the claim, in unix milliseconds.
+        at_ms: u64,
+        /// What stands on the key's own logs at that instant from now on.
+        own: UnitClaims<'a>,
+        /// The same of its account.
+        account: Option<(&'a str, UnitClaims<'a>)>,
+    },
 }
+
+/// That a key of a pool was handed out: see [`HandOut`](crate::pool::HandOut).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handed<'a> {
+    /// The name of the pool.
+    pub pool: &'a str,
+    /// The key's id.
+    pub id: u64,
+    /// When, in unix milliseconds.
+    pub at_ms: u64,
+    /// The number of the hand-out in the pool.
+    pub turn: u64,
+    /// What a choice by weight noted.
+    pub pass: Option<(u64, u64)>,
+    /// The claims on the key's own logs.
+    #[serde(borrow)]
+    pub own: UnitClaims<'a>,
+    /// The key's account, and the claims on the logs of that.
+    pub account: Option<(&'a str, UnitClaims<'a>)>,
+}
+
+/// Units on several logs of one owner: the unit's name, how many, and the longest window that the claim names, in milliseconds.
+pub type UnitClaims<'a> = Vec<(&'a str, u64, u64)>;
 
 /// One claim on one window log: see [`WindowLog::push`](crate::window::WindowLog::push).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,6 +191,8 @@ pub enum WholeValue<'a> {
     Meters(&'a [u8]),
     /// [`Rules`](crate::ip::Rules).
     Rules(&'a [u8]),
+    /// [`Pool`](crate::pool::Pool).
+    Pool(&'a [u8]),
 }
 
 impl<'a> Effect<'a> {
@@ -188,6 +256,26 @@ mod tests {
             Effect::Unblock { net: "192.0.2.7/32" },
             Effect::Whole { value: WholeValue::Bucket(b"bytes") },
             Effect::Lock { at_ms: 7, until_ms: 9 },
+            Effect::Whole { value: WholeValue::Pool(b"bytes") },
+            Effect::Enroll { pool: "openai", from: Some("other"), id: 17, traits: b"bytes" },
+            Effect::Withdraw { pool: "openai", ids: vec![17, 18] },
+            Effect::HandOut(Handed {
+                pool: "openai",
+                id: 17,
+                at_ms: 1_800_000_000_000,
+                turn: 3,
+                pass: Some((5, 4)),
+                own: vec![("requests", 1, 60_000), ("tokens", 500, 60_000)],
+                account: Some(("org", vec![("requests", 1, 1000)])),
+            }),
+            Effect::Cool { pool: "openai", id: 17, cooling: Some(Cooling { until_ms: 9, count: 1, throttled_ms: 8 }) },
+            Effect::Settle {
+                pool: "openai",
+                id: 17,
+                at_ms: 7,
+                own: vec![("tokens", 480, 60_000)],
+                account: Some(("org", vec![("tokens", 0, 60_000)])),
+            },
         ];
         for effect in effects {
             let packed = effect.encode().unwrap();

@@ -155,7 +155,7 @@ pub enum Error {
     BucketFull,
     /// More who wait for a bucket, or in all, than there may be.
     #[error(
-        "TOOMANYWAITERS 1000 claims wait for this bucket, or under 16 different limits, or 10000 in all; try again later"
+        "TOOMANYWAITERS 1000 wait for this bucket or pool, or in 64 different lines, or 10000 in all; try again later"
     )]
     TooManyWaiters,
     /// No keyring, or one that lacks the key of this record.

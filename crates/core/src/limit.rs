@@ -14,7 +14,7 @@ pub const MAX_WINDOW_MS: u64 = 366 * 24 * 60 * 60 * 1000;
 pub const MAX_LIMITS: usize = 8;
 
 /// At most [`count`](Self::count) units in any window of [`window_ms`](Self::window_ms) milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Limit {
     count: u64,
     window_ms: u64,

@@ -15,6 +15,17 @@ pub struct Moment {
     pub now_ms: u64,
     /// The instant that the claim is booked at: never before what the log has seen.
     pub at_ms: u64,
+    /// The instant that says which units have run out: that of the booking, unless it was put off only so that no two are at
+    /// the same one. What is granted is granted now, and nothing may be free sooner for it.
+    pub as_of_ms: u64,
+}
+
+impl Moment {
+    /// A claim that is booked at `at_ms`, and decided as of then.
+    #[must_use]
+    pub const fn at(now_ms: u64, at_ms: u64) -> Self {
+        Self { now_ms, at_ms, as_of_ms: at_ms }
+    }
 }
 
 /// The moment of a claim on `logs` naming windows up to `longest_ms`, when the clock says `now_ms`.
@@ -27,7 +38,7 @@ pub fn clock<'a>(logs: impl IntoIterator<Item = &'a WindowLog>, longest_ms: u64,
         Some(latest) if latest - latest.min(now_ms) <= longest_ms.max(log.retention_ms()) => at_ms.max(latest),
         _ => at_ms,
     });
-    Moment { now_ms, at_ms }
+    Moment::at(now_ms, at_ms)
 }
 
 /// When a refused claim may come back.
@@ -140,7 +151,7 @@ pub fn longest_ms(limits: &[Limit]) -> u64 {
 }
 
 fn against(log: Option<&WindowLog>, limit: Limit, cost: u64, moment: Moment) -> Verdict {
-    let gone_until = moment.at_ms.checked_sub(limit.window_ms());
+    let gone_until = moment.as_of_ms.checked_sub(limit.window_ms());
     let used = log.map_or(0, |log| gone_until.map_or(log.units(), |gone| log.units_after(gone)));
     let until = |instant: u64| (instant + limit.window_ms()).saturating_sub(moment.now_ms);
     let retry = match (used + cost).checked_sub(limit.count()) {
@@ -161,7 +172,7 @@ fn against(log: Option<&WindowLog>, limit: Limit, cost: u64, moment: Moment) -> 
 }
 
 fn locked_until_ms(log: Option<&WindowLog>, moment: Moment) -> Option<u64> {
-    log.and_then(WindowLog::locked_until_ms).filter(|until| *until > moment.at_ms)
+    log.and_then(WindowLog::locked_until_ms).filter(|until| *until > moment.as_of_ms)
 }
 
 /// What becomes of a claim on one bucket, and what is to be booked for it.
@@ -198,7 +209,7 @@ impl Decision {
     /// What is to be booked: the claim if it is granted; the lock that it asked for, for `lockout_ms`, if the limits refuse it
     /// and it could fit at all. Nothing else changes a bucket.
     pub fn effect(&mut self, lockout_ms: Option<u64>) -> Option<Effect<'static>> {
-        let Self { verdict, moment: Moment { now_ms, at_ms }, longest_ms, excused } = *self;
+        let Self { verdict, moment: Moment { now_ms, at_ms, .. }, longest_ms, excused } = *self;
         match verdict.retry {
             Retry::Granted if verdict.cost > 0 => {
                 Some(Effect::Claim(Claimed { at_ms, units: verdict.cost, window_ms: longest_ms }))

@@ -463,6 +463,8 @@ mod tests {
             account: None,
             weight: 1,
             limits: UnitLimits::new(),
+            shared: UnitLimits::new(),
+            rejected: None,
             sealed: &SEALED,
             digest: Digest::from_bytes([1; 32]),
             digest_key: Fingerprint::from_bytes([2; 8]),

@@ -45,6 +45,8 @@ impl Meters {
             let index = match self.logs.binary_search_by(|(name, _)| name.as_str().cmp(unit)) {
                 Ok(index) => index,
                 Err(index) => {
+                    // Most have one unit only, and a vector would grow to four.
+                    self.logs.reserve_exact(1);
                     self.logs.insert(index, (name, WindowLog::default()));
                     index
                 }
@@ -52,6 +54,18 @@ impl Meters {
             if let Some((_, log)) = self.logs.get_mut(index) {
                 log.push(claimed.at_ms, claimed.units, claimed.window_ms);
             }
+        }
+    }
+
+    /// Corrects what was claimed at `at_ms` in a unit: see [`WindowLog::settle`]. As with [`charge`](Self::charge), a unit that
+    /// cannot be one is ignored.
+    pub fn settle(&mut self, unit: &str, at_ms: u64, units: u64, window_ms: u64) {
+        match self.logs.iter_mut().find(|(name, _)| name.as_str() == unit) {
+            Some((_, log)) => {
+                log.settle(at_ms, units, window_ms);
+            }
+            None if units > 0 => self.charge(&[(unit, Claimed { at_ms, units, window_ms })]),
+            None => {}
         }
     }
 

@@ -67,6 +67,7 @@ impl<'a> StoreName<'a> {
             Derived::Org(_) => b"org:",
             Derived::OrgWin(_) => b"orgwin:",
             Derived::Ips => b"ips",
+            Derived::Account(_) => b"account:",
             Derived::Ids(RecordType::Vault) => b"ids:vault",
             Derived::Ids(RecordType::Api) => b"ids:api",
         };
@@ -74,7 +75,9 @@ impl<'a> StoreName<'a> {
         match key {
             Derived::Key(id) | Derived::Win(id) => push_decimal(out, *id),
             Derived::Digest(digest) => out.extend_from_slice(digest.base64url().as_bytes()),
-            Derived::Pool(name) | Derived::Org(name) | Derived::OrgWin(name) => out.extend_from_slice(name),
+            Derived::Pool(name) | Derived::Org(name) | Derived::OrgWin(name) | Derived::Account(name) => {
+                out.extend_from_slice(name);
+            }
             Derived::Orgs | Derived::Ips | Derived::Ids(_) => {}
         }
     }
@@ -121,6 +124,21 @@ impl<'a> StoreName<'a> {
         self.derived(&Derived::OrgWin(name.as_ref()))
     }
 
+    /// `{acme}:account:<name>`
+    #[must_use]
+    pub fn account(&self, name: impl AsRef<[u8]>) -> Vec<u8> {
+        self.derived(&Derived::Account(name.as_ref()))
+    }
+
+    /// The store whose derived key this is, if it is the pool of a name, and that name.
+    #[must_use]
+    pub fn of_pool(key: &'a [u8]) -> Option<(Self, &'a str)> {
+        let end = key.iter().position(|byte| *byte == b'}')?;
+        let (store, rest) = key.strip_prefix(b"{")?.split_at_checked(end.checked_sub(1)?)?;
+        let name = str::from_utf8(rest.strip_prefix(b"}:pool:")?).ok()?;
+        Some((Self::parse(store).ok()?, name))
+    }
+
     /// `{acme}:ips`
     #[must_use]
     pub fn ips(&self) -> Vec<u8> {
@@ -157,6 +175,8 @@ pub enum Derived<'a> {
     Org(&'a [u8]),
     /// The hot state of an organization.
     OrgWin(&'a [u8]),
+    /// The windows of an account that several vault keys draw on.
+    Account(&'a [u8]),
     /// The address rules.
     Ips,
     /// Which ids are those of key records of a type: a bitmap.
@@ -166,7 +186,7 @@ pub enum Derived<'a> {
 impl<'a> Derived<'a> {
     fn name(&self) -> &'a [u8] {
         match self {
-            Self::Pool(name) | Self::Org(name) | Self::OrgWin(name) => name,
+            Self::Pool(name) | Self::Org(name) | Self::OrgWin(name) | Self::Account(name) => name,
             _ => &[],
         }
     }
@@ -188,7 +208,7 @@ pub fn belongs_to_store(key: &[u8]) -> bool {
     is_store_name(store)
         && match kind {
             b"orgs" | b"ips" | b"usage" => true,
-            _ => [&b"key:"[..], b"win:", b"digest:", b"pool:", b"org:", b"orgwin:", b"ids:", b"stats:"]
+            _ => [&b"key:"[..], b"win:", b"digest:", b"pool:", b"org:", b"orgwin:", b"account:", b"ids:", b"stats:"]
                 .iter()
                 .any(|prefix| kind.starts_with(prefix)),
         }

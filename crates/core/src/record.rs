@@ -28,6 +28,9 @@ pub const MAX_UNIT_BYTES: usize = 32;
 pub const MAX_WEIGHT: u32 = 1_000_000;
 
 const VERSION: u8 = 1;
+
+/// That of a vault key with what version 1 has no room for: limits of its account, or that it was rejected.
+const VERSION_2: u8 = 2;
 const VAULT: u8 = 1;
 const API: u8 = 2;
 const ORG: u8 = 3;
@@ -204,6 +207,10 @@ pub struct VaultRecord<'a> {
     pub weight: u32,
     /// Its limits.
     pub limits: UnitLimits<'a>,
+    /// The limits of its account, which all keys of the account share; if there are none, its own are also those.
+    pub shared: UnitLimits<'a>,
+    /// Why it was taken out of use, if the vendor rejected it.
+    pub rejected: Option<&'a str>,
     /// The sealed secret, as [`crate::vault::seal`] made it.
     pub sealed: &'a [u8],
     /// The digest of the secret.
@@ -359,9 +366,13 @@ impl<'a> VaultRecord<'a> {
     /// As there; also for a record of another type.
     pub fn decode(packed: &'a [u8]) -> Result<Self> {
         let damaged = Error::Damaged { what: KEY_RECORD };
-        let [VERSION, VAULT, fields @ ..] = packed else { return Err(damaged) };
-        match Self::read(Reader::new(fields)) {
-            Some(record) if record.in_range() => Ok(record),
+        let (read, is_second) = match packed {
+            [VERSION, VAULT, fields @ ..] => (Self::read(Reader::new(fields), false), false),
+            [VERSION_2, VAULT, fields @ ..] => (Self::read(Reader::new(fields), true), true),
+            _ => return Err(damaged),
+        };
+        match read {
+            Some(record) if record.in_range() && record.needs_version_2() == is_second => Ok(record),
             _ => Err(damaged),
         }
     }
@@ -372,6 +383,11 @@ impl<'a> VaultRecord<'a> {
     /// As there.
     pub fn encode(&self) -> Result<Vec<u8>> {
         let mut packed = begin(VAULT, self.in_range(), 512 + self.sealed.len())?;
+        if self.needs_version_2()
+            && let Some(version) = packed.first_mut()
+        {
+            *version = VERSION_2;
+        }
         packed.put_text(self.name);
         packed.put_byte(self.status.packed());
         packed.put_varint(self.created_ms);
@@ -381,6 +397,10 @@ impl<'a> VaultRecord<'a> {
         }
         packed.put_varint(u64::from(self.weight));
         write_limits(&mut packed, &self.limits);
+        if self.needs_version_2() {
+            write_limits(&mut packed, &self.shared);
+            packed.put_option(self.rejected, Vec::put_text);
+        }
         packed.put_bytes(self.sealed);
         packed.put_array(self.digest.as_bytes());
         packed.put_array(self.digest_key.as_bytes());
@@ -390,7 +410,7 @@ impl<'a> VaultRecord<'a> {
 
     /// The fields in the order in which [`encode`](Self::encode) writes them, and nothing behind them.
     #[inline]
-    fn read(mut fields: Reader<'a>) -> Option<Self> {
+    fn read(mut fields: Reader<'a>, is_second: bool) -> Option<Self> {
         let record = Self {
             name: fields.text()?,
             status: Status::unpacked(fields.byte()?)?,
@@ -402,6 +422,8 @@ impl<'a> VaultRecord<'a> {
             account: fields.option(Reader::text)?,
             weight: u32::try_from(fields.varint()?).ok()?,
             limits: read_limits(&mut fields)?,
+            shared: if is_second { read_limits(&mut fields)? } else { UnitLimits::new() },
+            rejected: if is_second { fields.option(Reader::text)? } else { None },
             sealed: fields.bytes()?,
             digest: Digest::from_bytes(*fields.array()?),
             digest_key: Fingerprint::from_bytes(*fields.array()?),
@@ -416,13 +438,19 @@ impl<'a> VaultRecord<'a> {
         is_past(self.expires_ms, now_ms)
     }
 
+    fn needs_version_2(&self) -> bool {
+        !self.shared.is_empty() || self.rejected.is_some()
+    }
+
     fn in_range(&self) -> bool {
-        let optional = [self.source, self.login, self.batch, self.account];
+        let optional = [self.source, self.login, self.batch, self.account, self.rejected];
         names::is_name(self.name)
             && optional.into_iter().flatten().all(names::is_name)
             && times_in_range(self.created_ms, self.expires_ms)
             && (1..=MAX_WEIGHT).contains(&self.weight)
             && units_in_range(&self.limits)
+            && units_in_range(&self.shared)
+            && (self.rejected.is_none() || self.status != Status::Active)
             && (OVERHEAD_BYTES + 1..=MAX_SEALED_BYTES).contains(&self.sealed.len())
     }
 }
@@ -549,7 +577,7 @@ fn begin(kind: u8, in_range: bool, size_hint: usize) -> Result<Vec<u8>> {
 }
 
 /// The unit that nearly every limit has is written as the empty text, which no unit is: eight bytes less in each limit.
-fn write_limits(packed: &mut Vec<u8>, limits: &UnitLimits<'_>) {
+pub(crate) fn write_limits(packed: &mut Vec<u8>, limits: &UnitLimits<'_>) {
     packed.put_varint(limits.len() as u64);
     for UnitLimit { unit, limit } in limits {
         packed.put_text(if *unit == DEFAULT_UNIT { "" } else { unit });
@@ -559,7 +587,7 @@ fn write_limits(packed: &mut Vec<u8>, limits: &UnitLimits<'_>) {
 }
 
 #[inline]
-fn read_limits<'a>(fields: &mut Reader<'a>) -> Option<UnitLimits<'a>> {
+pub(crate) fn read_limits<'a>(fields: &mut Reader<'a>) -> Option<UnitLimits<'a>> {
     fields.list(|fields| {
         let unit = match fields.text()? {
             "" => DEFAULT_UNIT,
@@ -583,7 +611,7 @@ fn units_in_range(limits: &UnitLimits<'_>) -> bool {
     limits.iter().all(|UnitLimit { unit, .. }| is_unit(unit))
 }
 
-fn is_unit(unit: &str) -> bool {
+pub(crate) fn is_unit(unit: &str) -> bool {
     (1..=MAX_UNIT_BYTES).contains(&unit.len())
         && unit.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
 }
@@ -620,6 +648,8 @@ mod tests {
             batch: Some("b1"),
             account: None,
             weight: 1,
+            shared: limits([("requests", 600, 60_000)]),
+            rejected: None,
             limits: limits([("requests", 60, 60_000), ("tokens", MAX_UNITS, MAX_WINDOW_MS)]),
             sealed: &SEALED,
             digest: digest(),
@@ -702,7 +732,8 @@ mod tests {
             b"kg_live_003aUl",
         ];
         assert_eq!(api().encode().unwrap(), api_fields.concat());
-        let vault_record = VaultRecord { expires_ms: None, limits: limits([("tokens", 5, 7)]), ..vault() };
+        let vault_record =
+            VaultRecord { expires_ms: None, limits: limits([("tokens", 5, 7)]), shared: limits([]), ..vault() };
         let vault_fields = [
             &[1, 1, 6][..],
             b"openai",
@@ -745,7 +776,8 @@ mod tests {
                 assert_eq!(Record::decode(&packed[..length]), Err(damaged), "{length} bytes of {record:?}");
             }
             assert_eq!(Record::decode(&[packed.as_slice(), &[0]].concat()), Err(damaged));
-            for (index, byte) in [(0, 0), (0, 2), (1, 0), (1, ORG), (1, 0xff)] {
+            // A version is not taken for another one either.
+            for (index, byte) in [(0, 0), (0, packed[0] ^ 3), (0, 4), (1, 0), (1, ORG), (1, 0xff)] {
                 let mut foreign = packed.clone();
                 foreign[index] = byte;
                 assert_eq!(Record::decode(&foreign), Err(damaged));

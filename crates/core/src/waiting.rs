@@ -1,7 +1,10 @@
-//! Who waits for which bucket, in what order, and when to look again: the lines in front of buckets, without a clock or a server.
+//! Who waits for which bucket or pool, in what order, and when to look again: the lines in front of them, without a clock or a
+//! server.
 //!
-//! All who wait for one bucket under the same limits stand in one *line*, in the order they came. Only the first of a line is
-//! ever tried: who comes later waits even where its smaller cost would fit. Two things happen at points in time: the first of a
+//! All who wait for one bucket under the same limits stand in one *line*, in the order they came; so do all who wait for the same
+//! keys of a pool. Only the first of a line is ever tried: who comes later waits even where its smaller cost would fit. The lines
+//! in front of one bucket have nothing to do with each other; those in front of one pool may want the same keys: there the first of
+//! a line takes none that somebody wants who came before it ([`Lines::earlier`]). Two things happen at points in time: the first of a
 //! line is looked at again (when its units become free, or at once when something has changed), and someone's time is out.
 //! [`Lines::next`] hands out what is due, one [`Turn`] at a time; its taker does what is to be done and says what became of it.
 
@@ -10,17 +13,19 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::limit::{Limit, Limits};
+use crate::pool::Wanted;
+use crate::selection::Ask;
 
-/// The most that may wait for one bucket.
+/// The most that may wait for one bucket or pool.
 pub const MAX_WAITERS_A_BUCKET: usize = 1000;
 
 /// The most that may wait in all.
 pub const MAX_WAITERS: usize = 10_000;
 
-/// The most lines in front of one bucket: a claim on it looks at each.
-pub const MAX_LINES_A_BUCKET: usize = 16;
+/// The most lines in front of one bucket or pool: a claim on it looks at each.
+pub const MAX_LINES_A_BUCKET: usize = 64;
 
-/// A bucket: a key in a database.
+/// A bucket or a pool: a key in a database.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Bucket {
     /// The database's number.
@@ -40,14 +45,56 @@ impl Bucket {
 /// What someone waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wish {
-    /// The bucket.
+    /// The bucket, or the pool.
     pub bucket: Bucket,
-    /// The limits, as the claim names them.
-    pub limits: Limits,
-    /// The units.
-    pub cost: u64,
-    /// How long the bucket is to be locked when the time is out, in milliseconds.
-    pub lockout_ms: Option<u64>,
+    /// What of it.
+    pub demand: Demand,
+}
+
+/// What someone wants of a bucket or a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Demand {
+    /// Units of a bucket.
+    Units {
+        /// The limits, as the claim names them.
+        limits: Limits,
+        /// How many.
+        cost: u64,
+        /// How long the bucket is to be locked when the time is out, in milliseconds.
+        lockout_ms: Option<u64>,
+    },
+    /// A key of a pool.
+    Key(Ask),
+}
+
+/// What those who stand in one line have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Class {
+    /// They claim under these limits, in order: that in which a claim names them does not matter.
+    Limits(Limits),
+    /// They want these keys.
+    Wanted(Wanted),
+}
+
+impl Class {
+    /// Of claims under these limits.
+    #[must_use]
+    pub fn of_limits(limits: &Limits) -> Self {
+        let mut limits = limits.clone();
+        limits.sort_unstable_by_key(|limit: &Limit| (limit.window_ms(), limit.count()));
+        Self::Limits(limits)
+    }
+}
+
+impl Demand {
+    /// In which line it stands.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Units { limits, .. } => Class::of_limits(limits),
+            Self::Key(ask) => Class::Wanted(ask.wanted.clone()),
+        }
+    }
 }
 
 /// One who waits; ids count up in the order of arrival.
@@ -94,8 +141,7 @@ struct Waiter<W> {
 #[derive(Debug)]
 struct Line {
     bucket: Bucket,
-    /// Sorted: the order in which a claim names its limits does not matter.
-    limits: Limits,
+    class: Class,
     queue: BTreeSet<WaiterId>,
     look_at_ms: u64,
 }
@@ -139,12 +185,26 @@ impl<W> Lines<W> {
         self.waiters.first_key_value().map(|(_, waiter)| waiter.since_ms)
     }
 
-    /// When the line for this bucket under these limits is next looked at, in unix milliseconds, if anyone stands in it: nobody
+    /// When the line of this class for this bucket is next looked at, in unix milliseconds, if anyone stands in it: nobody
     /// who comes now gets anything before.
     #[must_use]
-    pub fn next_look_ms(&self, database: i32, bucket: &[u8], limits: &Limits) -> Option<u64> {
-        let line = self.line(database, bucket, &sorted(limits))?;
+    pub fn next_look_ms(&self, database: i32, bucket: &[u8], class: &Class) -> Option<u64> {
+        let line = self.line(database, bucket, class)?;
         self.lines.get(&line).map(|line| line.look_at_ms)
+    }
+
+    /// What those want of a pool who came before this one, each the first of its line; without one, of all lines.
+    #[must_use]
+    pub fn earlier(&self, database: i32, pool: &[u8], than: Option<WaiterId>) -> Vec<Wanted> {
+        let lines = self.lines_of(database, pool).iter().filter_map(|line| self.lines.get(line));
+        let earlier =
+            lines.filter(|line| line.queue.first().is_some_and(|first| than.is_none_or(|than| *first < than)));
+        earlier
+            .filter_map(|line| match &line.class {
+                Class::Wanted(wanted) => Some(wanted.clone()),
+                Class::Limits(_) => None,
+            })
+            .collect()
     }
 
     /// Whether one more may wait.
@@ -156,7 +216,7 @@ impl<W> Lines<W> {
         let lines = self.lines_of(*database, name).len();
         let full = self.waiters.len() >= MAX_WAITERS
             || self.waiters_of(*database, name) >= MAX_WAITERS_A_BUCKET
-            || lines >= MAX_LINES_A_BUCKET && self.line(*database, name, &sorted(&wish.limits)).is_none();
+            || lines >= MAX_LINES_A_BUCKET && self.line(*database, name, &wish.demand.class()).is_none();
         if full { Err(Error::TooManyWaiters) } else { Ok(()) }
     }
 
@@ -164,16 +224,16 @@ impl<W> Lines<W> {
     /// time at `until_ms`.
     pub fn join(&mut self, handle: W, wish: Wish, now_ms: u64, look_at_ms: u64, until_ms: u64) -> WaiterId {
         let Bucket { database, name } = &wish.bucket;
-        let limits = sorted(&wish.limits);
+        let class = wish.demand.class();
         let id = WaiterId(self.next_id());
-        let line = match self.line(*database, name, &limits) {
+        let line = match self.line(*database, name, &class) {
             Some(line) => line,
             None => {
                 let line = LineId(self.next_id());
                 let bucket = wish.bucket.clone();
                 let of_database = self.of_bucket.entry(bucket.database).or_default();
                 of_database.entry(Arc::clone(&bucket.name)).or_default().push(line);
-                self.lines.insert(line, Line { bucket, limits, queue: BTreeSet::new(), look_at_ms });
+                self.lines.insert(line, Line { bucket, class, queue: BTreeSet::new(), look_at_ms });
                 self.looks.insert((look_at_ms, id, line));
                 line
             }
@@ -241,9 +301,10 @@ impl<W> Lines<W> {
         if was_first {
             self.looks.remove(&(line.look_at_ms, id, waiter.line));
         }
+        let (bucket, of_pool) = (line.bucket.clone(), matches!(line.class, Class::Wanted(_)));
         if line.queue.is_empty() {
-            if let Some(Line { bucket, .. }) = self.lines.remove(&waiter.line)
-                && let Some(of_database) = self.of_bucket.get_mut(&bucket.database)
+            self.lines.remove(&waiter.line);
+            if let Some(of_database) = self.of_bucket.get_mut(&bucket.database)
                 && let Some(lines) = of_database.get_mut(&bucket.name)
             {
                 lines.retain(|line| *line != waiter.line);
@@ -253,6 +314,10 @@ impl<W> Lines<W> {
             }
         } else if was_first {
             self.look(waiter.line, now_ms);
+        }
+        // What it kept from those behind it in other lines is theirs now.
+        if was_first && of_pool {
+            self.touch(bucket.database, &bucket.name, now_ms);
         }
         Some(waiter.handle)
     }
@@ -265,6 +330,14 @@ impl<W> Lines<W> {
         let lines = self.lines_of(database, bucket).to_vec();
         lines.iter().for_each(|line| self.look_now(*line, now_ms));
         !lines.is_empty()
+    }
+
+    /// The pools whose keys' names begin so may have changed: their lines are looked at at once.
+    pub fn touch_all_of(&mut self, database: i32, prefix: &[u8], now_ms: u64) {
+        let Some(of_database) = self.of_bucket.get(&database) else { return };
+        let lines = of_database.iter().filter(|(name, _)| name.starts_with(prefix)).flat_map(|(_, lines)| lines);
+        let lines: Vec<LineId> = lines.copied().collect();
+        lines.into_iter().for_each(|line| self.look_now(line, now_ms));
     }
 
     /// Any bucket may have changed: all lines are looked at at once.
@@ -291,21 +364,15 @@ impl<W> Lines<W> {
         self.of_bucket.get(&database).and_then(|buckets| buckets.get(bucket)).map_or(&[], Vec::as_slice)
     }
 
-    fn line(&self, database: i32, bucket: &[u8], limits: &Limits) -> Option<LineId> {
+    fn line(&self, database: i32, bucket: &[u8], class: &Class) -> Option<LineId> {
         let lines = self.lines_of(database, bucket);
-        lines.iter().copied().find(|line| self.lines.get(line).is_some_and(|line| line.limits == *limits))
+        lines.iter().copied().find(|line| self.lines.get(line).is_some_and(|line| line.class == *class))
     }
 
     fn next_id(&mut self) -> u64 {
         self.ids += 1;
         self.ids
     }
-}
-
-fn sorted(limits: &Limits) -> Limits {
-    let mut limits = limits.clone();
-    limits.sort_unstable_by_key(|limit: &Limit| (limit.window_ms(), limit.count()));
-    limits
 }
 
 #[cfg(test)]
@@ -315,6 +382,8 @@ mod tests {
 
     use super::*;
     use crate::limiter::{Retry, clock, decide, longest_ms};
+    use crate::record::UnitLimits;
+    use crate::selection::Order;
     use crate::window::WindowLog;
 
     fn limits(pairs: &[(u64, u64)]) -> Limits {
@@ -322,7 +391,7 @@ mod tests {
     }
 
     fn wish(bucket: &Bucket, limits: &Limits, cost: u64) -> Wish {
-        Wish { bucket: bucket.clone(), limits: limits.clone(), cost, lockout_ms: None }
+        Wish { bucket: bucket.clone(), demand: Demand::Units { limits: limits.clone(), cost, lockout_ms: None } }
     }
 
     #[test]
@@ -332,7 +401,7 @@ mod tests {
         let first = lines.join('a', wish(&bucket, &one, 1), 100, 150, 900);
         let second = lines.join('b', wish(&bucket, &one, 1), 101, 101, 200);
         assert_eq!((lines.waiters(), lines.lines(), lines.waiters_of(0, b"b")), (2, 1, 2));
-        assert_eq!((lines.due_ms(), lines.next_look_ms(0, b"b", &one)), (Some(150), Some(150)));
+        assert_eq!((lines.due_ms(), lines.next_look_ms(0, b"b", &Class::of_limits(&one))), (Some(150), Some(150)));
         assert_eq!(lines.next(149, true), None);
         assert_eq!(lines.next(150, true).unwrap().waiter, first);
         lines.wait(first, 300);
@@ -355,13 +424,41 @@ mod tests {
         let mut lines = Lines::default();
         let (ab, ba) = (limits(&[(1, 1000), (5, 60_000)]), limits(&[(5, 60_000), (1, 1000)]));
         lines.join((), wish(&bucket, &ab, 1), 0, 7, 100);
-        assert_eq!(lines.next_look_ms(0, b"b", &ba), Some(7));
+        assert_eq!(lines.next_look_ms(0, b"b", &Class::of_limits(&ba)), Some(7));
         for other in [limits(&[(1, 1000)]), limits(&[(2, 1000), (5, 60_000)])] {
-            assert_eq!(lines.next_look_ms(0, b"b", &other), None);
+            assert_eq!(lines.next_look_ms(0, b"b", &Class::of_limits(&other)), None);
         }
         for other in [(1, b"b"), (0, b"c")] {
-            assert_eq!(lines.next_look_ms(other.0, other.1, &ab), None);
+            assert_eq!(lines.next_look_ms(other.0, other.1, &Class::of_limits(&ab)), None);
         }
+    }
+
+    #[test]
+    fn who_wants_keys_that_another_waits_for_comes_after_it() {
+        let pool = Bucket::new(0, b"{s}:pool:p");
+        let wanted = |batch: Option<&str>| Wanted { batch: batch.map(Into::into), ..Wanted::default() };
+        let wish = |batch| Wish {
+            bucket: pool.clone(),
+            demand: Demand::Key(Ask::new(wanted(batch), Order::Expiry, Vec::new(), &UnitLimits::new())),
+        };
+        let mut lines = Lines::default();
+        let first_a = lines.join('a', wish(Some("a")), 0, 50, 900);
+        let any = lines.join('*', wish(None), 1, 50, 900);
+        let second_a = lines.join('A', wish(Some("a")), 2, 50, 900);
+        let first_b = lines.join('b', wish(Some("b")), 3, 50, 900);
+        let earlier = |lines: &Lines<char>, than| lines.earlier(0, b"{s}:pool:p", than);
+        assert_eq!(earlier(&lines, Some(first_a)), []);
+        assert_eq!(earlier(&lines, Some(any)), [wanted(Some("a"))]);
+        assert_eq!(earlier(&lines, Some(first_b)), [wanted(Some("a")), wanted(None)]);
+        assert_eq!(earlier(&lines, None).len(), 3, "who comes now is behind all");
+        assert_eq!(lines.due_ms(), Some(50));
+        lines.leave(first_a, 10);
+        assert_eq!(lines.due_ms(), Some(10), "the other lines are looked at too");
+        assert_eq!(earlier(&lines, Some(any)), [], "the next for `a` came later");
+        assert_eq!(earlier(&lines, Some(second_a)), [wanted(None)]);
+        assert!(earlier(&lines, Some(first_b)).contains(&wanted(Some("a"))));
+        lines.touch_all_of(0, b"{s}:pool:", 5);
+        assert_eq!(lines.due_ms(), Some(5));
     }
 
     #[test]
@@ -424,7 +521,7 @@ mod tests {
             (from..until).find_map(|now| {
                 // Fewer turns than there are lines, and all are touched before each.
                 lines.touch(0, b"b", now);
-                (0..3).find_map(|_| {
+                (0..12).find_map(|_| {
                     let turn = lines.next(now, true)?;
                     lines.wait(turn.waiter, now + 1000);
                     (turn.waiter == other).then_some((now, turn.is_last_chance))
@@ -493,7 +590,7 @@ mod tests {
                     match what {
                         Event::Join { line, cost, patience_ms } => {
                             let retry = fits(&log, *line, *cost, now);
-                            let others = lines.next_look_ms(0, b"b", &offered[*line]).is_some();
+                            let others = lines.next_look_ms(0, b"b", &Class::of_limits(&offered[*line])).is_some();
                             prop_assert_eq!(others, waiting.iter().any(|waiter| waiter.1 == *line));
                             match retry {
                                 Retry::Granted if !others => {

@@ -1,0 +1,184 @@
+//! Handing out vault keys: what `KG.ACQUIRE` does, at once or when its turn has come.
+
+use keyguard_core::effect::{Claimed, Effect, Handed, UnitClaims};
+use keyguard_core::limiter::{Retry, Verdict};
+use keyguard_core::meters::Meters;
+use keyguard_core::pool::{Pool, Traits, Unit, Wanted};
+use keyguard_core::record::{Record, Status, VaultRecord};
+use keyguard_core::secret::Secret;
+use keyguard_core::selection::{Accounts, Ask, Choice, Chosen, Order, Refusal};
+use keyguard_core::vault;
+use keyguard_core::{Error, Result};
+
+use crate::effects;
+use crate::ffi::{Ctx, Key, Level, OwnedString};
+use crate::keyring;
+use crate::reply::{Map, Value};
+use crate::store::{Store, place};
+
+/// How many keys whose record is not what the pool says one call puts right before it gives up.
+const MAX_PUT_RIGHT: usize = 16;
+
+/// What comes of a call. It may hold a secret, which is wiped when it is dropped.
+pub enum Outcome {
+    /// A key was handed out.
+    Acquired {
+        /// Its id.
+        id: u64,
+        /// Its secret.
+        secret: Secret,
+        /// The instant of the claim, in unix milliseconds.
+        claimed_at_ms: u64,
+        /// What the limit that matters most says.
+        verdict: Option<Verdict>,
+    },
+    /// None was.
+    Refused {
+        /// Why.
+        why: Refusal,
+        /// When one may be had.
+        retry: Retry,
+    },
+}
+
+impl Outcome {
+    /// How long to wait before it is worth another try, in milliseconds; None if there is nothing to wait for.
+    pub fn wait_ms(&self) -> Option<u64> {
+        match self {
+            Self::Acquired { .. } => None,
+            Self::Refused { retry: Retry::After(ms), .. } => Some(*ms),
+            // A key may be added, or made active again.
+            Self::Refused { why: Refusal::NoneUsable, .. } => Some(u64::from(u32::MAX)),
+            Self::Refused { .. } => None,
+        }
+    }
+
+    /// Sends the reply.
+    pub fn send(&self, ctx: Ctx<'_>) {
+        let mut map = Map::default();
+        match self {
+            Self::Acquired { id, secret, claimed_at_ms, verdict } => {
+                map.field("code", "ACQUIRED").field("id", *id).field("secret", secret.expose());
+                map.field("claimed_at_ms", *claimed_at_ms);
+                if let Some(verdict) = verdict {
+                    map.field("limit", verdict.limit.count())
+                        .field("remaining", verdict.remaining())
+                        .field("reset_after_ms", verdict.reset_after_ms);
+                }
+            }
+            Self::Refused { why, retry } => {
+                map.field("code", why.as_str()).field("retry_after_ms", Value::Integer(retry.as_reply()));
+            }
+        }
+        map.send(ctx);
+    }
+}
+
+/// Chooses a key of the name `of`, books it and opens its secret, all or nothing; without `may_write` it only says what keeps it
+/// from that.
+///
+/// # Errors
+/// [`Error::NoSuch`] if no key has this name; what a damaged or tampered record answers.
+pub fn attempt(
+    store: &Store<'_>,
+    of: &str,
+    ask: &Ask,
+    barred: &[Wanted],
+    now_ms: u64,
+    may_write: bool,
+) -> Result<Outcome> {
+    let ctx = store.ctx();
+    let name = OwnedString::new(&store.name.pool(of));
+    let random = if ask.order == Order::Random { u64::from_le_bytes(*keyring::random()?) } else { 0 };
+    let mut windows = Windows { store, last: None };
+    for _ in 0..MAX_PUT_RIGHT {
+        let mut key = if may_write { ctx.change(name.name()) } else { ctx.read(name.name()) };
+        let Some(pool) = key.native_mut::<Pool>()? else {
+            drop(key);
+            store.confirm()?;
+            store.confirm_absent(name.name().bytes())?;
+            return Err(Error::NoSuch { what: "name" });
+        };
+        let chosen = match pool.choose(ask, barred, now_ms, random, &mut windows)? {
+            Choice::Refused { why, retry } => return Ok(Outcome::Refused { why, retry }),
+            Choice::Chosen(_) if !may_write => {
+                return Ok(Outcome::Refused { why: Refusal::RateLimited, retry: Retry::After(1) });
+            }
+            Choice::Chosen(chosen) => chosen,
+        };
+        windows.last = None;
+        let packed = match store.packed_record(chosen.id) {
+            // Gone, or without all that is believed of it.
+            Err(Error::NoSuch { .. } | Error::Damaged { .. }) => {
+                drop(key);
+                effects::commit(ctx, store.header, &Effect::Withdraw { pool: of, ids: vec![chosen.id] })?;
+                continue;
+            }
+            packed => packed?,
+        };
+        let Record::Vault(record) = Record::decode(packed.name().bytes())? else {
+            return Err(Error::Damaged { what: "pool" });
+        };
+        if !agrees(&record, of, now_ms) {
+            drop(key);
+            put_right(store, of, chosen.id, &record)?;
+            continue;
+        }
+        let keyring = keyring::current(ctx)?;
+        let secret = vault::open(&keyring, &place(store, chosen.id), record.sealed).inspect_err(|error| {
+            ctx.log(Level::Warning, &format!("vault key {} could not be handed out: {error}", chosen.id));
+        })?;
+
+        let Chosen { id, at_ms, turn, pass, claims, account, verdict } = &*chosen;
+        let handed = Handed {
+            pool: of,
+            id: *id,
+            at_ms: *at_ms,
+            turn: *turn,
+            pass: *pass,
+            own: in_effect(claims),
+            account: account.as_ref().map(|(account, claims)| (&**account, in_effect(claims))),
+        };
+        effects::hand_out(ctx, (store.name, store.header), &mut key, name.name(), handed)?;
+        return Ok(Outcome::Acquired { id: *id, secret, claimed_at_ms: *at_ms, verdict: *verdict });
+    }
+    Err(Error::Damaged { what: "pool" })
+}
+
+/// Whether a record is one that the pool may hand out: somebody may have changed it by hand, or restored an older one.
+fn agrees(record: &VaultRecord<'_>, of: &str, now_ms: u64) -> bool {
+    record.name == of && record.status == Status::Active && !record.expired(now_ms)
+}
+
+/// The record is what counts.
+fn put_right(store: &Store<'_>, of: &str, id: u64, record: &VaultRecord<'_>) -> Result<()> {
+    let traits = Traits::of(record).encode();
+    let effect = if record.name == of {
+        Effect::Enroll { pool: of, from: None, id, traits: &traits }
+    } else {
+        Effect::Withdraw { pool: of, ids: vec![id] }
+    };
+    effects::commit(store.ctx(), store.header, &effect)
+}
+
+fn in_effect(claims: &[(Unit, Claimed)]) -> UnitClaims<'_> {
+    claims.iter().map(|(unit, claimed)| (unit.as_str(), claimed.units, claimed.window_ms)).collect()
+}
+
+/// The windows of accounts in the keyspace.
+struct Windows<'s, 'c> {
+    store: &'s Store<'c>,
+    /// Most keys that are looked at one after the other have the same account.
+    last: Option<(Box<str>, Key<'c>)>,
+}
+
+impl Accounts for Windows<'_, '_> {
+    fn look(&mut self, account: &str, look: &mut dyn FnMut(Option<&Meters>)) -> Result<()> {
+        if self.last.as_ref().is_none_or(|(last, _)| **last != *account) {
+            self.last = Some((account.into(), self.store.read(&self.store.name.account(account))?));
+        }
+        let Some((_, key)) = &self.last else { return Err(Error::Internal) };
+        look(key.native()?);
+        Ok(())
+    }
+}
