@@ -3,9 +3,13 @@
 
 use std::fs;
 
-use keyguard_core::effect::{Charge, Claimed, Effect, Owner, WholeValue};
+use keyguard_core::cooling::Cooling;
+use keyguard_core::effect::{Charge, Claimed, Effect, Handed, Owner, WholeValue};
 use keyguard_core::ip::{Net, Rule, Rules};
+use keyguard_core::limit::Limit;
 use keyguard_core::meters::Meters;
+use keyguard_core::pool::{HandOut, Pool, Traits, Unit};
+use keyguard_core::record::{UnitLimit, UnitLimits};
 use keyguard_core::window::WindowLog;
 
 const START_MS: u64 = 1_800_000_000_000;
@@ -50,6 +54,19 @@ fn main() {
     }
     write("meters_decode", "three_units", &meters.encode());
 
+    write("pool_decode", "empty", &Pool::default().encode());
+    write("pool_decode", "plain", &pool(1, &traits(&[], &[])).encode());
+    let requests = [("requests", 60, 60_000), ("tokens", 90_000, 60_000)];
+    let mut pool = pool(4, &traits(&requests, &[("requests", 600, 60_000)]));
+    pool.enroll(9, &Traits { source: Some("a"), account: None, expires_ms: None, ..traits(&requests, &[]) }, None);
+    for turn in 1..30 {
+        let claims = [(Unit::from("requests").expect("a unit"), claimed(turn * 50))];
+        let at_ms = START_MS + turn * 50;
+        pool.hand_out(&HandOut { id: 1 + turn % 3, at_ms, turn, pass: Some((turn * 7, turn)), claims: &claims });
+    }
+    pool.cool(2, Some(Cooling { until_ms: START_MS + 60_000, count: 3, throttled_ms: START_MS }));
+    write("pool_decode", "used", &pool.encode());
+
     let mut rules = Rules::new();
     write("rules_decode", "empty", &rules.encode());
     block(&mut rules, "192.0.2.7", None, "");
@@ -72,6 +89,23 @@ fn main() {
         ("unblock", Effect::Unblock { net: "192.0.2.7" }),
         ("whole_bucket", Effect::Whole { value: WholeValue::Bucket(&log(6, 9, 1).encode()) }),
         ("whole_meters", Effect::Whole { value: WholeValue::Meters(&Meters::default().encode()) }),
+        (
+            "hand_out",
+            Effect::HandOut(Handed {
+                pool: "openai",
+                id: 17,
+                at_ms: START_MS,
+                turn: 3,
+                pass: Some((5, 4)),
+                own: vec![("requests", 1, 60_000), ("tokens", 500, 60_000)],
+                account: Some(("org", vec![("requests", 1, 1000)])),
+            }),
+        ),
+        ("enroll", Effect::Enroll { pool: "a", from: Some("b"), id: 17, traits: &traits(&requests, &[]).encode() }),
+        ("withdraw", Effect::Withdraw { pool: "openai", ids: vec![17, 18] }),
+        ("cool", Effect::Cool { pool: "openai", id: 17, cooling: None }),
+        ("settle", Effect::Settle { pool: "a", id: 1, at_ms: 7, own: vec![("tokens", 480, 60_000)], account: None }),
+        ("whole_pool", Effect::Whole { value: WholeValue::Pool(&Pool::default().encode()) }),
         ("whole_rules", Effect::Whole { value: WholeValue::Rules(&Rules::new().encode()) }),
     ] {
         write("effect_decode", name, &effect.encode().expect("an effect can be packed"));
@@ -82,6 +116,33 @@ fn log(claims: u64, step_ms: u64, units: u64) -> WindowLog {
     let mut log = WindowLog::default();
     (0..claims).for_each(|index| log.push(START_MS + index * step_ms, units, 86_400_000));
     log
+}
+
+fn traits(limits: &[(&'static str, u64, u64)], shared: &[(&'static str, u64, u64)]) -> Traits<'static> {
+    let in_words = |limits: &[(&'static str, u64, u64)]| -> UnitLimits<'static> {
+        let limit = |(unit, count, window_ms): &(&'static str, u64, u64)| UnitLimit {
+            unit,
+            limit: Limit::new(*count, *window_ms).expect("a limit"),
+        };
+        limits.iter().map(limit).collect()
+    };
+    Traits {
+        active: true,
+        expires_ms: Some(START_MS + 86_400_000),
+        source: None,
+        login: Some("ops@example.com"),
+        batch: Some("b1"),
+        account: Some("org"),
+        weight: 3,
+        limits: in_words(limits),
+        shared: in_words(shared),
+    }
+}
+
+fn pool(keys: u64, traits: &Traits<'_>) -> Pool {
+    let mut pool = Pool::default();
+    (1..=keys).for_each(|id| pool.enroll(id, traits, None));
+    pool
 }
 
 fn locked() -> WindowLog {
