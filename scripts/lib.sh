@@ -8,10 +8,12 @@ target=$(cd "$project" && realpath -m "${CARGO_TARGET_DIR:-target}")
 # shellcheck disable=SC2034 # read by the scripts
 module=$target/release/libkeyguard.so
 servers=$project/target/servers
+# shellcheck disable=SC2034 # read by the scripts
+python=$project/target/python/bin/python
 
 if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' green=$'\e[32m' red=$'\e[31m' plain=$'\e[0m'; else bold='' dim='' green='' red='' plain=''; fi
 # shellcheck disable=SC2034 # read by the scripts
-readonly project target module servers bold dim green red plain
+readonly project target module servers python bold dim green red plain
 
 # say LINE...
 say() { printf '%s\n' "$@"; }
@@ -59,6 +61,29 @@ need_build_tools() {
     # bindgen takes the libclang that LIBCLANG_PATH names, or finds one by itself.
     [ -n "${LIBCLANG_PATH:-}" ] || packages+=(libclang-dev)
     [ ${#packages[@]} -eq 0 ] || install_missing "${packages[@]}"
+}
+
+# python_environment FOLDER: a pip of our own, since a system's may be missing or refuse to work outside of one.
+python_environment() {
+    has python3 || install_missing python3
+    python3 -c 'import ensurepip, venv' 2>/dev/null || install_missing python3-venv
+    python3 -m venv "$1"
+}
+
+# need_python: a Python with redis-py in $python, for the test of the examples; made when it is missing or has another version.
+need_python() {
+    local version=8.1.0
+    "$python" -c "import redis, sys; sys.exit(redis.__version__ != '$version')" 2>/dev/null && return
+    say "fetching redis-py $version" >&2
+    rm -rf "${python%/bin/python}"
+    mkdir -p "$project/target"
+    python_environment "${python%/bin/python}"
+    # Before 3.11.3, Python lacks what async-timeout brings; elsewhere it does no harm.
+    "$python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement /dev/stdin >&2 <<EOF ||
+redis==$version --hash=sha256:a4fe1aac3d3b3cc791d4b3d5931c5a956045dc951ee74d1c913ee3ac4d2ee9fb
+async-timeout==5.0.1 --hash=sha256:39e3809566ff85354557ec2398b55e096c8364bacac9405a7a1fa429e77fe76c
+EOF
+        die "could not fetch redis-py $version from PyPI"
 }
 
 # The system's own server program, if it has one. Debian ships the program itself in redis-tools, as redis-check-rdb

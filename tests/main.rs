@@ -6,20 +6,24 @@
 //! `cargo test --test servers -- valkey-9.1::claim`.
 //!
 //! `KEYGUARD_SERVERS` names the folder with one folder per server (default `target/servers`), `KEYGUARD_MODULE` the module
-//! (default `target/release/libkeyguard.so`), `KEYGUARD_ONLY_SERVER` narrows the run to one server, `KEYGUARD_FUZZ` sets
-//! the number of damaged payloads per type.
+//! (default `target/release/libkeyguard.so`), `KEYGUARD_PYTHON` a Python with redis-py for the examples (default
+//! `target/python/bin/python`), `KEYGUARD_ONLY_SERVER` narrows the run to one server, `KEYGUARD_FUZZ` sets
+//! the number of damaged payloads per type, `KEYGUARD_ACQUIRE_SECONDS` how long many workers ask for keys.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 // A test that is in no table would be dead code: it cannot be forgotten.
 #![deny(dead_code)]
 
 mod acl;
+mod acquire;
 mod claim;
 mod cluster;
 mod docs;
+mod examples;
 mod failures;
 mod gate;
 mod harness;
 mod hostile;
+mod keystore;
 mod listing;
 mod loading;
 mod replication;
@@ -51,16 +55,19 @@ fn main() -> ExitCode {
         cluster::TESTS,
         hostile::TESTS,
         replication::TESTS,
+        acquire::TESTS,
         rotation::TESTS,
         waiting::TESTS,
         claim::TESTS,
         vault::TESTS,
+        keystore::TESTS,
         listing::TESTS,
         gate::TESTS,
         secrecy::TESTS,
         acl::TESTS,
         loading::TESTS,
         docs::TESTS,
+        examples::TESTS,
     ];
     let mut trials = Vec::new();
     for table in tables {

@@ -127,6 +127,17 @@ fn servers_folder() -> PathBuf {
     path("KEYGUARD_SERVERS", "target/servers")
 }
 
+/// The Python that runs the examples, or what is missing and how to get it.
+pub fn python() -> PathBuf {
+    let python = path("KEYGUARD_PYTHON", "target/python/bin/python");
+    assert!(
+        python.exists(),
+        "no {}: run scripts/test, which makes it, or name a Python in KEYGUARD_PYTHON",
+        python.display()
+    );
+    python
+}
+
 fn module_under_test() -> Result<Arc<PathBuf>, String> {
     let module = path("KEYGUARD_MODULE", "target/release/libkeyguard.so");
     let found = module.canonicalize().map(Arc::new);
