@@ -61,16 +61,22 @@ impl<T: Ord> Interned<T> {
         }
     }
 
-    /// A value has one user less.
-    pub(crate) fn release(&mut self, number: u32) {
-        let Some(Some(item)) = self.items.get_mut(number as usize) else { return };
-        item.users -= 1;
-        if item.users == 0 {
-            self.sorted.retain(|other| *other != number);
-            if let Some(place) = self.items.get_mut(number as usize) {
+    /// The values of these numbers have one user less, each as often as it stands there. Those that nobody uses any more go
+    /// together: their order is gone through once.
+    pub(crate) fn release(&mut self, numbers: impl IntoIterator<Item = u32>) {
+        let free_before = self.free.len();
+        for number in numbers {
+            let Some(place) = self.items.get_mut(number as usize) else { continue };
+            let Some(item) = place else { continue };
+            item.users -= 1;
+            if item.users == 0 {
                 *place = None;
+                self.free.push(number);
             }
-            self.free.push(number);
+        }
+        if self.free.len() > free_before {
+            let items = &self.items;
+            self.sorted.retain(|number| items.get(*number as usize).is_some_and(Option::is_some));
         }
     }
 

@@ -334,8 +334,8 @@ impl Pool {
                     if let Some(history) = history {
                         member.history = history;
                     }
-                    self.sets.release(old.0);
-                    self.plans.release(old.1);
+                    self.sets.release([old.0]);
+                    self.plans.release([old.1]);
                 }
             }
             Err(index) => {
@@ -354,16 +354,18 @@ impl Pool {
         ids.sort_unstable();
         ids.iter().for_each(|id| self.forget(*id));
         let mut history = None;
-        let (sets, plans) = (&mut self.sets, &mut self.plans);
+        let (mut sets, mut plans) = (Vec::new(), Vec::new());
         self.members.retain_mut(|(id, member)| {
             let stays = ids.binary_search(id).is_err();
             if !stays {
-                sets.release(member.set);
-                plans.release(member.plan);
+                sets.push(member.set);
+                plans.push(member.plan);
                 history = Some(std::mem::take(&mut member.history));
             }
             stays
         });
+        self.sets.release(sets);
+        self.plans.release(plans);
         history
     }
 
