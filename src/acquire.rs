@@ -38,15 +38,20 @@ pub enum Outcome {
         why: Refusal,
         /// When one may be had.
         retry: Retry,
+        /// The same, but for keys that are left to those who wait.
+        again: Retry,
     },
 }
 
 impl Outcome {
-    /// How long to wait before it is worth another try, in milliseconds; None if there is nothing to wait for.
+    /// How long to wait before it is worth another try, in milliseconds, unless something changes before; None if there is
+    /// nothing to wait for.
     pub fn wait_ms(&self) -> Option<u64> {
         match self {
             Self::Acquired { .. } => None,
-            Self::Refused { retry: Retry::After(ms), .. } => Some(*ms),
+            Self::Refused { again: Retry::After(ms), .. } => Some(*ms),
+            // Those to whom keys are left may go: then whoever waits is looked at.
+            Self::Refused { retry: Retry::After(_), .. } => Some(u64::from(u32::MAX)),
             // A key may be added, or made active again.
             Self::Refused { why: Refusal::NoneUsable, .. } => Some(u64::from(u32::MAX)),
             Self::Refused { .. } => None,
@@ -66,7 +71,7 @@ impl Outcome {
                         .field("reset_after_ms", verdict.reset_after_ms);
                 }
             }
-            Self::Refused { why, retry } => {
+            Self::Refused { why, retry, .. } => {
                 map.field("code", why.as_str()).field("retry_after_ms", Value::Integer(retry.as_reply()));
             }
         }
@@ -100,9 +105,10 @@ pub fn attempt(
             return Err(Error::NoSuch { what: "name" });
         };
         let chosen = match pool.choose(ask, barred, now_ms, random, &mut windows)? {
-            Choice::Refused { why, retry } => return Ok(Outcome::Refused { why, retry }),
+            Choice::Refused { why, retry, again } => return Ok(Outcome::Refused { why, retry, again }),
             Choice::Chosen(_) if !may_write => {
-                return Ok(Outcome::Refused { why: Refusal::RateLimited, retry: Retry::After(1) });
+                let retry = Retry::After(1);
+                return Ok(Outcome::Refused { why: Refusal::RateLimited, retry, again: retry });
             }
             Choice::Chosen(chosen) => chosen,
         };

@@ -16,6 +16,7 @@ use std::ffi::{c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use keyguard_core::limit::Limits;
 use keyguard_core::limiter::{Decision, Retry};
@@ -40,6 +41,9 @@ const PAUSED_MS: u64 = 5;
 
 /// How many are answered before other clients get a chance: about half a millisecond.
 const TURNS_AT_ONCE: usize = 200;
+
+/// Nor does it go on longer than this: a key of a large pool may take much longer to choose than a claim on a bucket.
+const LONGEST_AT_ONCE: Duration = Duration::from_millis(1);
 
 /// The client of one who waits.
 #[derive(Debug, Clone, Copy)]
@@ -274,7 +278,11 @@ unsafe extern "C" fn on_timer(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
 fn serve(ctx: Ctx<'_>) {
     let now_ms = ctx.milliseconds();
     let may_grant = ctx.may_write();
-    for _ in 0..TURNS_AT_ONCE {
+    let begun = Instant::now();
+    for turn in 0..TURNS_AT_ONCE {
+        if turn > 0 && begun.elapsed() >= LONGEST_AT_ONCE {
+            return;
+        }
         let Some(turn) = waiting(|waiting| waiting.lines.next(now_ms, may_grant)) else { return };
         ctx.select_database(turn.wish.bucket.database);
         let bucket = OwnedString::new(&turn.wish.bucket.name);

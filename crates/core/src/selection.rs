@@ -120,8 +120,10 @@ pub enum Choice {
     Refused {
         /// Why.
         why: Refusal,
-        /// When one may be had, if nobody else asks.
+        /// When one may be had, if nobody else asks; with keys that are left to others, when they may have taken them.
         retry: Retry,
+        /// The same without those: to look at them again is worth it only once somebody they are left to has gone.
+        again: Retry,
     },
 }
 
@@ -194,8 +196,7 @@ impl Pool {
         derived.tick(self, now_ms);
         derived.prepare(self, ask.lane());
         let lane = derived.lanes.last().ok_or(Error::Internal)?;
-        let choice =
-            Search { pool: self, ask, barred, now_ms, accounts, soonest: None }.run(lane, &derived.usable, random);
+        let choice = Search::new(self, ask, barred, now_ms, accounts).run(lane, &derived.usable, random);
         self.derived = Some(derived);
         choice
     }
@@ -772,9 +773,17 @@ struct Search<'a, A> {
     accounts: &'a mut A,
     /// Of the keys that were tried in vain: when the first comes back, and whether what keeps it is that it cools down.
     soonest: Option<(u64, bool)>,
+    /// Whether a key could be had, but is left to others.
+    left: bool,
+    /// Which sets are left to others, as far as that was asked: there may be thousands of keys in each.
+    barred_sets: HashMap<u32, bool>,
 }
 
-impl<A: Accounts> Search<'_, A> {
+impl<'a, A: Accounts> Search<'a, A> {
+    fn new(pool: &'a Pool, ask: &'a Ask, barred: &'a [Wanted], now_ms: u64, accounts: &'a mut A) -> Self {
+        Self { pool, ask, barred, now_ms, accounts, soonest: None, left: false, barred_sets: HashMap::new() }
+    }
+
     fn run(mut self, lane: &Lane, usable: &Usable, random: u64) -> Result<Choice> {
         let chosen = match &lane.ready {
             Ready::Ranked(ready) => self.first_of(ready.iter().map(|(_, id)| *id))?,
@@ -791,17 +800,17 @@ impl<A: Accounts> Search<'_, A> {
             }
             self.consider(*id)?;
         }
-        Ok(match self.soonest {
-            None => Choice::Refused { why: Refusal::NoneUsable, retry: Retry::Never },
-            Some((at_ms, cooling)) => Choice::Refused {
-                why: if cooling { Refusal::Cooling } else { Refusal::RateLimited },
-                retry: if at_ms == NEVER_MS {
-                    Retry::Never
-                } else {
-                    Retry::After((at_ms - self.now_ms.min(at_ms)).max(1))
-                },
-            },
-        })
+        let again = match self.soonest {
+            None | Some((NEVER_MS, _)) => Retry::Never,
+            Some((at_ms, _)) => Retry::After(at_ms.saturating_sub(self.now_ms).max(1)),
+        };
+        let (why, retry) = match self.soonest {
+            _ if self.left => (Refusal::RateLimited, Retry::After(1)),
+            None => (Refusal::NoneUsable, again),
+            Some((_, true)) => (Refusal::Cooling, again),
+            Some((_, false)) => (Refusal::RateLimited, again),
+        };
+        Ok(Choice::Refused { why, retry, again })
     }
 
     fn first_of(&mut self, ids: impl Iterator<Item = u64>) -> Result<Option<Chosen>> {
@@ -873,11 +882,18 @@ impl<A: Accounts> Search<'_, A> {
         let Some(set) = self.pool.sets.value(member.set).filter(|set| self.ask.wanted.matches(set)) else {
             return Ok(None);
         };
-        let is_barred = self.barred.iter().any(|barred| barred.matches(set));
+        let is_barred = !self.barred.is_empty()
+            && *self
+                .barred_sets
+                .entry(member.set)
+                .or_insert_with(|| self.barred.iter().any(|barred| barred.matches(set)));
+        if is_barred && self.left {
+            return Ok(None);
+        }
         match self.pool.trial(member, self.ask, self.now_ms, self.accounts)? {
             // Those who wait for it take it first, and may leave some.
             Trial::Granted { .. } if is_barred => {
-                self.note(self.now_ms + 1, false);
+                self.left = true;
                 Ok(None)
             }
             Trial::Granted { at_ms, verdict } => Ok(self.pool.chosen(id, member, self.ask, at_ms, verdict)),

@@ -212,21 +212,34 @@ impl Model {
     }
 
     /// The keys that may be chosen, in the order, each with the instant of its claim; and what a refusal would say: when, and
-    /// whether what ends then is a cooling.
+    /// whether what ends then is a cooling; and from when to when it may say to look again.
     #[allow(clippy::type_complexity)]
-    fn choose(&self, asked: &Asked, barred: &[Wanted], now_ms: u64) -> (Vec<(u64, u64)>, Option<(u64, Vec<bool>)>) {
+    fn choose(
+        &self,
+        asked: &Asked,
+        barred: &[Wanted],
+        now_ms: u64,
+    ) -> (Vec<(u64, u64)>, Option<(u64, Vec<bool>)>, [u64; 2]) {
         let usable: Vec<&Key> = self.keys.values().filter(|key| key.usable(now_ms)).collect();
         let set = |key: &Key| (key.source, key.batch);
         let in_set = |key: &Key| usable.iter().filter(|other| set(other) == set(key)).count();
         let mut granted: Vec<(&Key, Trial)> = Vec::new();
         let mut waits: Vec<(u64, bool)> = Vec::new();
+        // One that is left to others may be passed over when another was.
+        let (mut left, mut again) = (false, [NEVER_MS; 2]);
         for key in usable.iter().filter(|key| key.wanted(&asked.wanted())) {
             let is_barred = barred.iter().any(|barred| key.wanted(barred));
             let trial = self.trial(key, asked, now_ms);
             match trial.retry {
-                Retry::Granted if is_barred => waits.push((now_ms + 1, false)),
+                Retry::Granted if is_barred => left = true,
                 Retry::Granted => granted.push((key, trial)),
-                Retry::After(ms) => waits.push((now_ms + ms, trial.cooling)),
+                Retry::After(ms) => {
+                    waits.push((now_ms + ms, trial.cooling));
+                    again[0] = again[0].min(now_ms + ms);
+                    if !is_barred {
+                        again[1] = again[1].min(now_ms + ms);
+                    }
+                }
                 Retry::Never => waits.push((NEVER_MS, false)),
             }
         }
@@ -242,9 +255,14 @@ impl Model {
             Order::Weight => granted.sort_by_key(|(key, _)| (key.pass, key.id)),
             Order::Random => {}
         }
+        if left {
+            waits = vec![(now_ms + 1, false)];
+        } else {
+            again[1] = again[0];
+        }
         let first = waits.iter().map(|(at_ms, _)| *at_ms).min();
         let why = first.map(|at_ms| (at_ms, waits.iter().filter(|wait| wait.0 == at_ms).map(|wait| wait.1).collect()));
-        (granted.iter().map(|(key, trial)| (key.id, trial.at_ms)).collect(), why)
+        (granted.iter().map(|(key, trial)| (key.id, trial.at_ms)).collect(), why, again)
     }
 }
 
@@ -362,7 +380,7 @@ impl Both {
     }
 
     fn acquire(&mut self, asked: &Asked, barred: &[Wanted], random: u64) {
-        let (possible, why) = self.model.choose(asked, barred, self.now_ms);
+        let (possible, why, looks) = self.model.choose(asked, barred, self.now_ms);
         let choice = self.pool.choose(&asked.ask(), barred, self.now_ms, random, &mut self.windows).unwrap();
         match choice {
             Choice::Chosen(chosen) => {
@@ -374,8 +392,10 @@ impl Both {
                 }
                 self.hand_out(asked, &chosen);
             }
-            Choice::Refused { why: said, retry } => {
+            Choice::Refused { why: said, retry, again } => {
                 assert_eq!(possible, [], "{asked:?}: {said:?}");
+                let again_ms = if let Retry::After(ms) = again { self.now_ms + ms } else { NEVER_MS };
+                assert!((looks[0]..=looks[1]).contains(&again_ms), "{asked:?}: {again:?} {looks:?}");
                 match why {
                     None => assert_eq!((said, retry), (Refusal::NoneUsable, Retry::Never)),
                     Some((NEVER_MS, _)) => assert_eq!((said, retry), (Refusal::RateLimited, Retry::Never)),
@@ -638,6 +658,6 @@ fn one_key_left_of_ten_thousand_is_found_without_looking_at_the_others() {
         acquire(&mut pool, &ask(order), START_MS + 20_000, 0).unwrap();
         let refused = pool.choose(&ask(order), &[], START_MS + 20_000, 0, &mut Windows::default()).unwrap();
         let retry = Retry::After(3_600_000 - 20_000);
-        assert_eq!(refused, Choice::Refused { why: selection::Refusal::RateLimited, retry });
+        assert_eq!(refused, Choice::Refused { why: selection::Refusal::RateLimited, retry, again: retry });
     }
 }
