@@ -3,13 +3,12 @@
 use keyguard_core::cooling::{self, Feedback as Learnt};
 use keyguard_core::effect::{Effect, UnitClaims};
 use keyguard_core::limit::{Limit, MAX_LIMITS};
-use keyguard_core::limiter::longest_ms;
 use keyguard_core::meters::Meters;
 use keyguard_core::names::name;
 use keyguard_core::parse::MAX_INSTANT_MS;
 use keyguard_core::pool::{History, Pool, Traits, Unit, Wanted};
 use keyguard_core::record::{Record, Status, UnitLimits, VaultRecord};
-use keyguard_core::selection::{AHEAD_MS, Ask, Order};
+use keyguard_core::selection::{AHEAD_MS, Ask, Order, kept_ms};
 use keyguard_core::waiting::{Bucket, Demand, Wish};
 use keyguard_core::{Error, Result, parse};
 
@@ -189,7 +188,7 @@ impl Command for Settle {
         let mut account: Option<(&str, UnitClaims<'_>)> = None;
         for (unit, units) in &costs {
             let log = history.meters.log(unit);
-            let longest = |(_, limits): (&str, &[Limit])| longest_ms(limits);
+            let longest = |(_, limits): (&str, &[Limit])| kept_ms(limits);
             let is_unit = |(name, _): &(&str, &[Limit])| *name == unit.as_str();
             let shared = limits.of_account().map(|(name, mut shared)| (name, shared.find(is_unit).map(longest)));
             // Without a limit of its own, a key is charged where its account has one, or where the call named one.

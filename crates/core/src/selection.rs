@@ -270,15 +270,18 @@ impl Pool {
         let claims = |plans: &[UnitPlan]| -> Claims {
             let cost = |plan: &UnitPlan| Some(ask.cost(&plan.unit)).filter(|units| *units > 0);
             let claims = plans.iter().filter_map(|plan| {
-                Some((plan.unit, Claimed { at_ms, units: cost(plan)?, window_ms: longest_ms(&plan.limits) }))
+                Some((plan.unit, Claimed { at_ms, units: cost(plan)?, window_ms: kept_ms(&plan.limits) }))
             });
             claims.collect()
         };
-        // Where only the account limits a unit, the key's own log still says which of the account's claims are its: an instant
-        // of an account may be that of several keys, and each is to be settled.
-        let only_shared = shared_limits(plan, ask).iter().filter(|_| plan.account.is_some());
-        let only_shared = only_shared.filter(|shared| own_limits(plan, ask).iter().all(|own| own.unit != shared.unit));
-        let claims_for_account = claims(&only_shared.cloned().collect::<Vec<_>>());
+        // What only the account limits is noted with the key, too: to correct it later, one must know what the key's part was.
+        let (own, shared) = (own_limits(plan, ask), shared_limits(plan, ask));
+        let is_own = |unit: &Unit| own.iter().any(|plan| plan.unit == *unit);
+        let mut noted = claims(own);
+        let of_account = plan.account.clone().map(|account| (account, claims(shared)));
+        if let Some((_, claims)) = &of_account {
+            noted.extend(claims.iter().filter(|(unit, _)| !is_own(unit)));
+        }
         let pass = (ask.order == Order::Weight).then(|| {
             let pass = member.pass.max(self.pass);
             (pass.saturating_add(STRIDE / u64::from(member.weight.max(1))), pass)
@@ -288,8 +291,8 @@ impl Pool {
             at_ms,
             turn: self.turns.saturating_add(1),
             pass,
-            claims: claims(own_limits(plan, ask)).into_iter().chain(claims_for_account).collect(),
-            account: plan.account.clone().map(|account| (account, claims(shared_limits(plan, ask)))),
+            claims: noted,
+            account: of_account,
             verdict,
         })
     }
@@ -303,6 +306,13 @@ impl Member {
     fn cooling_until_ms(&self, now_ms: u64) -> Option<u64> {
         self.history.cooling.as_ref().map(|cooling| cooling.until_ms).filter(|until_ms| *until_ms > now_ms)
     }
+}
+
+/// For how long a claim under these limits is kept, in milliseconds: by [`AHEAD_MS`] longer than it counts. A log drops what has
+/// run out as of the instant of the next claim, and that may run so far ahead of the clock, by which units are counted.
+#[must_use]
+pub fn kept_ms(limits: &[Limit]) -> u64 {
+    longest_ms(limits) + AHEAD_MS
 }
 
 fn is_soon(expires_ms: u64, soonest_ms: u64) -> bool {
