@@ -27,6 +27,8 @@ server_tests![
     usability_counts_report,
     remaining_uses,
     wait_until_available,
+    settling_corrects_the_account_too,
+    who_is_kept_from_a_key_by_an_earlier_waiter_gets_it_when_that_one_goes,
     get_available_key_for_use,
     get_key_with_most_uses_remaining,
     no_expired_key_is_usable,
@@ -383,6 +385,39 @@ fn wait_until_available(sut: &Sut) {
     add(&mut c, "slow secret LIMIT 1 1h");
     acquired(&mut c, "slow");
     assert_eq!(code(&mut c, "slow BLOCK 60ms"), "RATE_LIMITED");
+}
+
+fn settling_corrects_the_account_too(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    // Under limits that only the account has; under those that the call names, where neither has any.
+    add(&mut c, "shared secret ACCOUNT one SHARED 1000 1h UNIT tokens LIMIT 10 1h");
+    add(&mut c, "neither secret ACCOUNT two");
+    for ask in ["shared", "neither LIMIT 1000 1h UNIT tokens"] {
+        let ask = format!("{ask} COST 900 UNIT tokens");
+        let claim = acquire(&mut c, &ask);
+        assert_eq!(code(&mut c, &ask), "RATE_LIMITED", "{ask}");
+        let (id, at_ms) = (claim.field("id").int(), claim.field("claimed_at_ms").int());
+        assert_eq!(c.ok(format!("KG.SETTLE acme {id} AT {at_ms} COST 10 UNIT tokens")).int(), 1, "{ask}");
+        assert_eq!(code(&mut c, &ask), "ACQUIRED", "{ask}");
+    }
+}
+
+fn who_is_kept_from_a_key_by_an_earlier_waiter_gets_it_when_that_one_goes(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    let id = add(&mut c, "busy secret SOURCE s LIMIT 10 1h");
+    acquired(&mut c, "busy");
+    let first = waiter(&server, "busy COST 10 BLOCK 1h");
+    let mut second = server.client();
+    second.send("KG.ACQUIRE acme busy SOURCE s BLOCK 1h");
+    eventually("two who wait", || {
+        let waiters = c.info_number("keyguard", "keyguard_waiters");
+        expect(waiters == 2, || format!("{waiters} wait"))
+    });
+    assert_eq!(code(&mut c, "busy"), "RATE_LIMITED", "it is left to those who wait");
+    drop(first);
+    assert_eq!(second.receive().field("id").int(), id);
 }
 
 fn get_available_key_for_use(sut: &Sut) {
