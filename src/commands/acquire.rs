@@ -195,7 +195,9 @@ impl Command for Settle {
             let named = limits.own().find(is_unit).map(longest).or(shared.and_then(|(_, window_ms)| window_ms));
             let window_ms = named.or(log.map(|log| log.retention_ms())).unwrap_or(0);
             let before = log.map_or(0, |log| log.units_at(at_ms));
-            let counts = at_ms + window_ms > call.now_ms && at_ms <= call.now_ms + AHEAD_MS;
+            // It is kept for longer than it counts.
+            let runs_out_ms = at_ms + window_ms.saturating_sub(AHEAD_MS);
+            let counts = runs_out_ms > call.now_ms && at_ms <= call.now_ms + AHEAD_MS;
             if !counts || before == *units {
                 continue;
             }
