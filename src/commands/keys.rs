@@ -307,9 +307,10 @@ impl Command for SetKey {
         let mut new = given.applied(&old, &cleared);
         new.name = of.unwrap_or(old.name);
         expect_account(new.account, &new.shared)?;
-        let keyring = keyring::current(call.ctx)?;
-        if let Some(secret) = &secret {
-            let digested = Digested::new(&store, &keyring, secret, given.unique.is_some(), Some(id))?;
+        // A key can be put away also where its secret cannot be read.
+        let keyring = secret.as_ref().map(|_| keyring::current(call.ctx)).transpose()?;
+        if let (Some(secret), Some(keyring)) = (&secret, &keyring) {
+            let digested = Digested::new(&store, keyring, secret, given.unique.is_some(), Some(id))?;
             sealed = digested.seal(&store, id, secret)?;
             (new.sealed, new.hint) = (&sealed, secret.hint());
             (new.digest, new.digest_key) = (digested.digest, digested.key.fingerprint());
