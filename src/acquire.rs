@@ -1,5 +1,7 @@
 //! Handing out vault keys: what `KG.ACQUIRE` does, at once or when its turn has come.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use keyguard_core::effect::{Claimed, Effect, Handed, UnitClaims};
 use keyguard_core::limiter::{Retry, Verdict};
 use keyguard_core::meters::Meters;
@@ -131,9 +133,8 @@ pub fn attempt(
             continue;
         }
         let keyring = keyring::current(ctx)?;
-        let secret = vault::open(&keyring, &place(store, chosen.id), record.sealed).inspect_err(|error| {
-            ctx.log(Level::Warning, &format!("vault key {} could not be handed out: {error}", chosen.id));
-        })?;
+        let secret = vault::open(&keyring, &place(store, chosen.id), record.sealed)
+            .inspect_err(|error| tell(ctx, chosen.id, *error, now_ms))?;
 
         let Chosen { id, at_ms, turn, pass, claims, account, verdict } = &*chosen;
         let handed = Handed {
@@ -151,16 +152,27 @@ pub fn attempt(
     Err(Error::Damaged { what: "pool" })
 }
 
+/// Tells the operator which key it was, which the caller is not told; once a second, however many callers there are.
+fn tell(ctx: Ctx<'_>, id: u64, error: Error, now_ms: u64) {
+    static TOLD_MS: AtomicU64 = AtomicU64::new(0);
+    if now_ms.abs_diff(TOLD_MS.load(Ordering::Relaxed)) >= 1000 {
+        TOLD_MS.store(now_ms, Ordering::Relaxed);
+        ctx.log(Level::Warning, &format!("vault key {id} could not be handed out: {error}"));
+    }
+}
+
 /// Whether a record is one that the pool may hand out: somebody may have changed it by hand, or restored an older one.
 fn agrees(record: &VaultRecord<'_>, of: &str, now_ms: u64) -> bool {
     record.name == of && record.status == Status::Active && !record.expired(now_ms)
 }
 
-/// The record is what counts.
+/// The record is what counts: it goes to the pool of its name, unless something else stands there.
 fn put_right(store: &Store<'_>, of: &str, id: u64, record: &VaultRecord<'_>) -> Result<()> {
     let traits = Traits::of(record).encode();
-    let effect = if record.name == of {
-        Effect::Enroll { pool: of, from: None, id, traits: &traits }
+    let has_place = store.read(&store.name.pool(record.name))?.native::<Pool>().is_ok();
+    let effect = if has_place {
+        let from = (record.name != of).then_some(of);
+        Effect::Enroll { pool: record.name, from, id, traits: &traits }
     } else {
         Effect::Withdraw { pool: of, ids: vec![id] }
     };

@@ -346,7 +346,14 @@ fn decide_units(
 fn decide_key(ctx: Ctx<'_>, pool: Name<'_>, turn: &Turn, ask: &Ask, now_ms: u64, may_grant: bool) -> Result<Decided> {
     let (store, of) = StoreName::of_pool(pool.bytes()).ok_or(Error::Internal)?;
     let header = OwnedString::new(store.as_bytes());
-    let store = Store::open_unconfirmed(ctx, (store, header.name()))?;
+    let both = [header.name().bytes(), pool.bytes()];
+    let store = match Store::open_unconfirmed(ctx, (store, header.name())) {
+        // The header may have gone to another node already, and the pool not yet.
+        Err(Error::NoStore) if server::is_cluster() && ctx.call(c"EXISTS", c"Ev", &both).integer().is_none() => {
+            return Err(Error::TryAgain);
+        }
+        store => store?,
+    };
     if may_grant {
         ctx.refuse_if_out_of_memory()?;
     }

@@ -74,6 +74,8 @@ server_tests![
     a_record_that_was_changed_by_hand_is_believed,
     other_types_in_the_way_leave_everything_as_it_is,
     a_pool_that_was_dumped_or_copied_is_the_same,
+    a_record_goes_to_the_pool_of_its_name,
+    feedback_takes_its_options_in_any_order,
 ];
 
 /// Long enough to have a hint, short enough that its sealed form has one byte of length.
@@ -2050,4 +2052,41 @@ fn many_workers_get_what_the_limits_allow_and_no_more(sut: &Sut) {
         }
         assert!(latest_ms <= grant.claimed_at_ms + AHEAD_MS, "overtook one that was served at {latest_ms}: {grant:?}");
     }
+}
+
+fn a_record_goes_to_the_pool_of_its_name(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDKEY acme a a-secret LIMIT 2 1h");
+    assert_eq!(c.code("KG.ACQUIRE acme a"), "ACQUIRED");
+    let old = c.ok("DUMP {acme}:key:1").bytes();
+    c.ok("KG.SETKEY acme 1 NAME b");
+    c.ok(args!["RESTORE", "{acme}:key:1", "0", old, "REPLACE"]);
+    // The record says `a` again, and the pool of `b` has it.
+    c.refused("NOSUCH", "KG.ACQUIRE acme b");
+    assert_eq!(c.code("KG.ACQUIRE acme a"), "ACQUIRED");
+    assert_eq!(c.code("KG.ACQUIRE acme a"), "RATE_LIMITED", "it took its windows along");
+    // Where something else stands in the way, it is only taken out.
+    c.ok("KG.SETKEY acme 1 NAME b");
+    c.ok(args!["RESTORE", "{acme}:key:1", "0", old, "REPLACE"]);
+    c.ok("SET {acme}:pool:a text");
+    c.refused("NOSUCH", "KG.ACQUIRE acme b COST 0");
+    c.refused("WRONGTYPE", "KG.ACQUIRE acme a");
+}
+
+fn feedback_takes_its_options_in_any_order(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDKEY acme a a-secret");
+    let at = c.ok("KG.ACQUIRE acme a").field("claimed_at_ms").int();
+    for (options, reason) in [("REASON unpaid AT 1", "unpaid"), ("at 1 reason expired", "expired")] {
+        assert_eq!(c.ok(format!("KG.FEEDBACK acme 1 REJECTED {options}")).int(), -1);
+        assert_eq!(c.ok("KG.GETKEY acme 1").field("rejected").text(), reason);
+    }
+    for wrong in
+        ["OK REASON x", "THROTTLED 1s REASON x", "REJECTED REASON a REASON b", "REJECTED AT 1 AT 2", "REJECTED x"]
+    {
+        c.refused("ERR", format!("KG.FEEDBACK acme 1 {wrong}"));
+    }
+    assert_eq!(c.ok(format!("KG.FEEDBACK acme 1 THROTTLED AT {at}")).int(), 1000);
 }

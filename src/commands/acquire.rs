@@ -241,9 +241,9 @@ fn touched(call: &Call<'_>, store: &Store<'_>, name: &str) {
 /// `KG.FEEDBACK store id <OK | THROTTLED [duration] | REJECTED [REASON s]> [AT claimed_at_ms]`
 pub struct Feedback;
 
-enum Report<'c> {
+enum Report {
     Learnt(Learnt),
-    Rejected(Option<&'c str>),
+    Rejected,
 }
 
 impl Command for Feedback {
@@ -288,13 +288,16 @@ impl Command for Feedback {
                 let said = is_duration.then(|| args.bytes()).transpose()?;
                 Report::Learnt(Learnt::Throttled(said.map(|said| parse::duration_ms(said, "THROTTLED")).transpose()?))
             }
-            Some(_) if args.take_word("REASON") => Report::Rejected(Some(name(args.value("REASON")?, "REASON")?)),
-            Some(_) => Report::Rejected(None),
+            Some(_) => Report::Rejected,
             None => return Err(Error::MissingValue { option: "KG.FEEDBACK" }),
         };
-        let mut claimed_ms = None;
-        while let Some(option) = args.option(&["AT"])? {
-            once(&mut claimed_ms, option, claimed_at(&mut args)?)?;
+        let options: &[&str] = if matches!(report, Report::Rejected) { &["AT", "REASON"] } else { &["AT"] };
+        let (mut claimed_ms, mut reason) = (None, None);
+        while let Some(option) = args.option(options)? {
+            match option {
+                "AT" => once(&mut claimed_ms, option, claimed_at(&mut args)?)?,
+                _ => once(&mut reason, option, name(args.value(option)?, option)?)?,
+            }
         }
         args.finish()?;
         let store = Store::open(call.ctx, at, Missing::Refuse)?;
@@ -316,7 +319,7 @@ impl Command for Feedback {
                 }
                 after.map_or(0, |cooling| cooling.until_ms.saturating_sub(call.now_ms)) as i64
             }
-            Report::Rejected(reason) => {
+            Report::Rejected => {
                 record.status = Status::Inactive;
                 record.rejected = Some(reason.unwrap_or("rejected by the vendor"));
                 write_vault(&store, id, &record, None)?;

@@ -324,12 +324,12 @@ impl Command for SetKey {
         let mut changed = changes(&old, &new);
         changed.extend(secret.is_some().then_some("secret"));
         changed.extend(meta.is_some().then_some(META));
-        if new.name != old.name {
-            expect_room(&store, new.name)?;
-        }
         // Somebody may have taken it out of the pool by hand, or put back a record whose pool had given it up.
         let is_enrolled =
             store.read(&store.name.pool(old.name))?.native::<Pool>()?.is_some_and(|pool| pool.contains(id));
+        if new.name != old.name || !is_enrolled {
+            expect_room(&store, new.name)?;
+        }
         let counts = [using(old.digest_key), using(new.digest_key)];
         store.expect_counts(&[&counts[0], &counts[1]], None)?;
         let mut others = store.ids_of(&old.digest)?;

@@ -194,7 +194,17 @@ impl Pool {
             _ => Box::new(Derived::of(self, now_ms)),
         };
         derived.tick(self, now_ms);
-        derived.prepare(self, ask.lane());
+        let is_wanted = |set: &u32| self.sets.value(*set).is_some_and(|set| ask.wanted.matches(set));
+        if ask.wanted != Wanted::default() && !derived.usable.keys().any(is_wanted) {
+            self.derived = Some(derived);
+            return Ok(Choice::Refused { why: Refusal::NoneUsable, retry: Retry::Never, again: Retry::Never });
+        }
+        let mut question = ask.lane();
+        // Limits that no key needs make no other question.
+        if !question.limits.is_empty() && self.plans.iter().all(|(_, plan)| !plan.own.is_empty()) {
+            question.limits = Box::default();
+        }
+        derived.prepare(self, question);
         let lane = derived.lanes.last().ok_or(Error::Internal)?;
         let choice = Search::new(self, ask, barred, now_ms, accounts).run(lane, &derived.usable, random);
         self.derived = Some(derived);
@@ -207,7 +217,7 @@ impl Pool {
         let is_wanted = |set: u32| self.sets.value(set).is_some_and(|set| wanted.matches(set));
         let usable = || self.members.iter().filter(|(_, member)| member.usable(now_ms));
         let candidates = || usable().filter(|(_, member)| is_wanted(member.set));
-        let mut in_set: HashMap<u32, u32> = HashMap::new();
+        let mut in_set = Usable::default();
         usable().for_each(|(_, member)| *in_set.entry(member.set).or_default() += 1);
         let soonest_ms = candidates().map(|(_, member)| member.expires_ms).min()?;
         let soon = candidates().filter(|(_, member)| is_soon(member.expires_ms, soonest_ms));
@@ -244,19 +254,34 @@ impl Pool {
         self.plans.value(member.plan)
     }
 
-    fn trial(&self, member: &Member, ask: &Ask, now_ms: u64, accounts: &mut impl Accounts) -> Result<Trial> {
+    fn trial(
+        &self,
+        member: &Member,
+        ask: &Ask,
+        now_ms: u64,
+        accounts: &mut impl Accounts,
+        exhausted: &mut Exhausted,
+    ) -> Result<Trial> {
         let plan = self.plan(member).ok_or(Error::Internal)?;
         let mut weighing = Weighing::new(member, own_limits(plan, ask), ask, now_ms);
-        if let Some(account) = &plan.account {
+        let mut of_account = Retry::Granted;
+        if let Some(retry) = exhausted.get(&member.plan) {
+            of_account = *retry;
+        } else if let Some(account) = &plan.account {
             let shared = shared_limits(plan, ask);
             weighing.clock(shared, Some(&member.history.meters));
             accounts.look(account, &mut |meters| {
                 weighing.clock(shared, meters);
                 weighing.weigh(shared, meters);
             })?;
+            of_account = weighing.told.map_or(Retry::Granted, |verdict| verdict.retry);
+            // For the other keys with this account and these limits it is the same, whatever instant they would be booked at.
+            if of_account != Retry::Granted && weighing.moment.as_of_ms == now_ms {
+                exhausted.insert(member.plan, of_account);
+            }
         }
         weighing.weigh(own_limits(plan, ask), Some(&member.history.meters));
-        let of_limits = weighing.told.map_or(Retry::Granted, |verdict| verdict.retry);
+        let of_limits = weighing.told.map_or(Retry::Granted, |verdict| verdict.retry).max(of_account);
         let of_cooling =
             member.cooling_until_ms(now_ms).map_or(Retry::Granted, |until_ms| Retry::After(until_ms - now_ms));
         Ok(match of_limits.max(of_cooling) {
@@ -787,11 +812,25 @@ struct Search<'a, A> {
     left: bool,
     /// Which sets are left to others, as far as that was asked: there may be thousands of keys in each.
     barred_sets: HashMap<u32, bool>,
+    exhausted: Exhausted,
 }
+
+/// For how long the account of a plan refuses whatever its keys say, as far as that was asked: many keys may share one.
+type Exhausted = HashMap<u32, Retry, BuildHasherDefault<NumberHasher>>;
 
 impl<'a, A: Accounts> Search<'a, A> {
     fn new(pool: &'a Pool, ask: &'a Ask, barred: &'a [Wanted], now_ms: u64, accounts: &'a mut A) -> Self {
-        Self { pool, ask, barred, now_ms, accounts, soonest: None, left: false, barred_sets: HashMap::new() }
+        Self {
+            pool,
+            ask,
+            barred,
+            now_ms,
+            accounts,
+            soonest: None,
+            left: false,
+            barred_sets: HashMap::new(),
+            exhausted: Exhausted::default(),
+        }
     }
 
     fn run(mut self, lane: &Lane, usable: &Usable, random: u64) -> Result<Choice> {
@@ -900,7 +939,7 @@ impl<'a, A: Accounts> Search<'a, A> {
         if is_barred && self.left {
             return Ok(None);
         }
-        match self.pool.trial(member, self.ask, self.now_ms, self.accounts)? {
+        match self.pool.trial(member, self.ask, self.now_ms, self.accounts, &mut self.exhausted)? {
             // Those who wait for it take it first, and may leave some.
             Trial::Granted { .. } if is_barred => {
                 self.left = true;
