@@ -2,6 +2,7 @@
 
 use keyguard_core::listing::{Filter, Sets, SortBy, Sorting};
 use keyguard_core::names::{Derived, name};
+use keyguard_core::pool::Pool;
 use keyguard_core::record::{Record, RecordType, VaultRecord};
 use keyguard_core::{Error, Result, parse};
 
@@ -17,11 +18,14 @@ use crate::store::{API_KEYS, Missing, PACKED, Store, VAULT_KEYS};
 pub(super) const MAX_READ: usize = 1_000;
 
 /// The most records that one call describes, and as many as it does unless told otherwise.
-const MAX_PAGE: usize = 400;
+const MAX_PAGE: usize = 200;
 
 /// The most bytes of records that one call looks at: secrets of 64 KiB and META of 16 KiB would else hold the server up long
 /// before there are many of them.
-const MAX_BYTES: usize = 4 << 20;
+const MAX_BYTES: usize = 2 << 20;
+
+/// The most keys of one name that one call counts set by set.
+const MAX_COUNTED: usize = 10_000;
 
 const MANY_BYTES: Error = Error::TooMany { what: "bytes of records to look at: ask for fewer", max: MAX_BYTES };
 
@@ -276,7 +280,7 @@ fn after(args: &mut Args<'_>) -> Result<Page> {
 }
 
 fn page_size(args: &mut Args<'_>) -> Result<usize> {
-    let count = args.positive("count", MAX_PAGE as u64, "a whole number from 1 to 400")?;
+    let count = args.positive("count", MAX_PAGE as u64, "a whole number from 1 to 200")?;
     Ok(usize::try_from(count).unwrap_or(MAX_PAGE))
 }
 
@@ -392,7 +396,7 @@ impl Command for UsabilityOfSets {
         name: c"KG.USABILITY",
         summary:
             c"Counts the vault keys of each set that has name, source, login and batch in common, and what use they are",
-        complexity: c"O(N*log(N)), N being the vault keys of the store, or of the name; at most 1,000",
+        complexity: c"O(N*log(N)), N being the vault keys of the store, at most 1,000, or of the name, at most 10,000",
         flags: "",
         access: Access::Read,
         category: Category::Read,
@@ -404,22 +408,32 @@ impl Command for UsabilityOfSets {
 
     fn run(call: &Call<'_>, mut args: Args<'_>) -> Result<()> {
         let at = args.store()?;
-        let mut filter = Filter { of_type: Some(RecordType::Vault), ..Filter::default() };
+        let mut of = None;
         while let Some(option) = args.option(&["NAME"])? {
-            once(&mut filter.name, option, name(args.value(option)?, option)?)?;
+            once(&mut of, option, name(args.value(option)?, option)?)?;
         }
         args.finish()?;
         let store = Store::open(call.ctx, at, Missing::Refuse)?;
 
-        let mut scan = Scan::new(&store, &filter, 0)?;
-        let mut packed = Vec::new();
-        while let Some((_, _, record)) = scan.matching(&filter, call.now_ms)? {
-            packed.push(record);
-        }
-        scan.expect_all("vault keys to look at: give a NAME")?;
+        let (key, mut packed) = (of.map(|name| store.read(&store.name.pool(name))).transpose()?, Vec::new());
         let mut sets = Sets::default();
-        for packed in &packed {
-            sets.add(&VaultRecord::decode(packed.name().bytes())?, call.now_ms);
+        if let (Some(name), Some(key)) = (of, &key) {
+            // The pool knows all that is asked.
+            let pool = key.native::<Pool>()?.filter(|pool| !pool.is_empty());
+            if pool.is_some_and(|pool| pool.len() > MAX_COUNTED) {
+                return Err(Error::TooMany { what: "keys of this name", max: MAX_COUNTED });
+            }
+            pool.into_iter().for_each(|pool| sets.add_pool(name, pool, call.now_ms));
+        } else {
+            let filter = Filter { of_type: Some(RecordType::Vault), ..Filter::default() };
+            let mut scan = Scan::new(&store, &filter, 0)?;
+            while let Some((_, _, record)) = scan.matching(&filter, call.now_ms)? {
+                packed.push(record);
+            }
+            scan.expect_all("vault keys to look at: give a NAME")?;
+            for packed in &packed {
+                sets.add(&VaultRecord::decode(packed.name().bytes())?, call.now_ms);
+            }
         }
 
         call.ctx.reply_array(sets.len());

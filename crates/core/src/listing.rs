@@ -8,6 +8,7 @@ use arrayvec::ArrayVec;
 use crate::args::{Args, Argument, once};
 use crate::error::{Error, Result};
 use crate::names::name;
+use crate::pool::{Pool, Wanted};
 use crate::record::{ApiRecord, Record, RecordType, Status, VaultRecord};
 use crate::secret::Hint;
 
@@ -388,14 +389,14 @@ pub struct Usability {
 
 impl Usability {
     /// Counts one more key.
-    pub fn add(&mut self, record: &VaultRecord<'_>, now_ms: u64) {
-        let (active, expired) = (record.status == Status::Active, record.expired(now_ms));
+    pub fn add(&mut self, active: bool, expires_ms: Option<u64>, now_ms: u64) {
+        let expired = expires_ms.is_some_and(|at_ms| at_ms <= now_ms);
         self.total += 1;
         self.active += u64::from(active);
         self.expired += u64::from(expired);
         if active && !expired {
             self.usable += 1;
-            self.expires_ms = self.expires_ms.into_iter().chain(record.expires_ms).min();
+            self.expires_ms = self.expires_ms.into_iter().chain(expires_ms).min();
         }
     }
 }
@@ -408,7 +409,17 @@ impl<'a> Sets<'a> {
     /// Counts a vault key in its set.
     pub fn add(&mut self, record: &VaultRecord<'a>, now_ms: u64) {
         let VaultRecord { name, source, login, batch, .. } = *record;
-        self.0.entry(SetName { name, source, login, batch }).or_default().add(record, now_ms);
+        let set = self.0.entry(SetName { name, source, login, batch }).or_default();
+        set.add(record.status == Status::Active, record.expires_ms, now_ms);
+    }
+
+    /// Counts the keys of a pool in their sets.
+    pub fn add_pool(&mut self, name: &'a str, pool: &'a Pool, now_ms: u64) {
+        for (wanted, active, expires_ms) in pool.usabilities() {
+            let Wanted { source, login, batch } = wanted;
+            let set = SetName { name, source: source.as_deref(), login: login.as_deref(), batch: batch.as_deref() };
+            self.0.entry(set).or_default().add(active, expires_ms, now_ms);
+        }
     }
 
     /// How many sets there are.

@@ -308,6 +308,14 @@ impl Pool {
         self.find(id).is_ok()
     }
 
+    /// Of each key: its set, whether it is active, and when it expires, in unix milliseconds.
+    pub fn usabilities(&self) -> impl Iterator<Item = (&Wanted, bool, Option<u64>)> {
+        self.members.iter().filter_map(|(_, member)| {
+            let SetName(set) = self.sets.value(member.set)?;
+            Some((set, member.active, (member.expires_ms != NEVER_MS).then_some(member.expires_ms)))
+        })
+    }
+
     /// What happened to a key.
     #[must_use]
     pub fn history(&self, id: u64) -> Option<&History> {
