@@ -1,12 +1,13 @@
 //! Handing out vault keys: what `KG.ACQUIRE` does, at once or when its turn has come.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use keyguard_core::effect::{Claimed, Effect, Handed, UnitClaims};
 use keyguard_core::limiter::{Retry, Verdict};
 use keyguard_core::meters::Meters;
 use keyguard_core::pool::{Pool, Traits, Unit, Wanted};
-use keyguard_core::record::{Record, Status, VaultRecord};
+use keyguard_core::record::{Status, VaultRecord};
 use keyguard_core::secret::Secret;
 use keyguard_core::selection::{Accounts, Ask, Choice, Chosen, Order, Refusal};
 use keyguard_core::vault;
@@ -82,10 +83,10 @@ impl Outcome {
 }
 
 /// Chooses a key of the name `of`, books it and opens its secret, all or nothing; without `may_write` it only says what keeps it
-/// from that.
+/// from that. A key whose secret does not open is told of in the log, and passed over.
 ///
 /// # Errors
-/// [`Error::NoSuch`] if no key has this name; what a damaged or tampered record answers.
+/// [`Error::NoSuch`] if no key has this name; what a damaged or tampered record answers, if no other key is usable.
 pub fn attempt(
     store: &Store<'_>,
     of: &str,
@@ -98,6 +99,7 @@ pub fn attempt(
     let name = OwnedString::new(&store.name.pool(of));
     let random = if ask.order == Order::Random { u64::from_le_bytes(*keyring::random()?) } else { 0 };
     let mut windows = Windows { store, last: None };
+    let (mut ask, mut unopened) = (Cow::Borrowed(ask), None);
     for _ in 0..MAX_PUT_RIGHT {
         let mut key = if may_write { ctx.change(name.name()) } else { ctx.read(name.name()) };
         let Some(pool) = key.native_mut::<Pool>()? else {
@@ -106,7 +108,8 @@ pub fn attempt(
             store.confirm_absent(name.name().bytes())?;
             return Err(Error::NoSuch { what: "name" });
         };
-        let chosen = match pool.choose(ask, barred, now_ms, random, &mut windows)? {
+        let chosen = match pool.choose(&ask, barred, now_ms, random, &mut windows)? {
+            Choice::Refused { why: Refusal::NoneUsable, .. } if let Some(error) = unopened => return Err(error),
             Choice::Refused { why, retry, again } => return Ok(Outcome::Refused { why, retry, again }),
             Choice::Chosen(_) if !may_write => {
                 let retry = Retry::After(1);
@@ -124,17 +127,27 @@ pub fn attempt(
             }
             packed => packed?,
         };
-        let Record::Vault(record) = Record::decode(packed.name().bytes())? else {
-            return Err(Error::Damaged { what: "pool" });
-        };
-        if !agrees(&record, of, now_ms) {
-            drop(key);
-            put_right(store, of, chosen.id, &record)?;
-            continue;
-        }
         let keyring = keyring::current(ctx)?;
-        let secret = vault::open(&keyring, &place(store, chosen.id), record.sealed)
-            .inspect_err(|error| tell(ctx, chosen.id, *error, now_ms))?;
+        let opened = VaultRecord::decode(packed.name().bytes()).and_then(|record| {
+            if !agrees(&record, of, now_ms) {
+                return Ok(Err(record));
+            }
+            vault::open(&keyring, &place(store, chosen.id), record.sealed).map(Ok)
+        });
+        let secret = match opened {
+            Ok(Ok(secret)) => secret,
+            Ok(Err(record)) => {
+                drop(key);
+                put_right(store, of, chosen.id, &record)?;
+                continue;
+            }
+            Err(error) => {
+                tell(ctx, chosen.id, error, now_ms);
+                unopened.get_or_insert(error);
+                ask.to_mut().passed_over.push(chosen.id);
+                continue;
+            }
+        };
 
         let Chosen { id, at_ms, turn, pass, claims, account, verdict } = &*chosen;
         let handed = Handed {
@@ -149,7 +162,7 @@ pub fn attempt(
         effects::hand_out(ctx, (store.name, store.header), &mut key, name.name(), handed)?;
         return Ok(Outcome::Acquired { id: *id, secret, claimed_at_ms: *at_ms, verdict: *verdict });
     }
-    Err(Error::Damaged { what: "pool" })
+    Err(unopened.unwrap_or(Error::Damaged { what: "pool" }))
 }
 
 /// Tells the operator which key it was, which the caller is not told; once a second, however many callers there are.

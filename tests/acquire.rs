@@ -76,6 +76,7 @@ server_tests![
     a_pool_that_was_dumped_or_copied_is_the_same,
     a_record_goes_to_the_pool_of_its_name,
     feedback_takes_its_options_in_any_order,
+    a_key_that_does_not_open_is_passed_over_and_told_of,
 ];
 
 /// Long enough to have a hint, short enough that its sealed form has one byte of length.
@@ -2089,4 +2090,30 @@ fn feedback_takes_its_options_in_any_order(sut: &Sut) {
         c.refused("ERR", format!("KG.FEEDBACK acme 1 {wrong}"));
     }
     assert_eq!(c.ok(format!("KG.FEEDBACK acme 1 THROTTLED AT {at}")).int(), 1000);
+}
+
+fn a_key_that_does_not_open_is_passed_over_and_told_of(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    for n in 1..=3 {
+        c.ok(format!("KG.ADDKEY acme a secret-number-{n} LIMIT 2 1h"));
+    }
+    // The first in the order holds the ciphertext of another.
+    let packed = c.ok("HGET {acme}:key:3 r").bytes();
+    c.ok(args!["HSET", "{acme}:key:1", "r", packed]);
+    for expected in [2, 2, 3, 3] {
+        assert_eq!(c.ok("KG.ACQUIRE acme a").field("id").int(), expected);
+    }
+    assert_eq!(c.code("KG.ACQUIRE acme a"), "RATE_LIMITED", "the others come back");
+    c.ok("KG.DELKEY acme 2");
+    c.ok("KG.SETKEY acme 3 ACTIVE no");
+    for _ in 0..2 {
+        c.refused("TAMPERED", "KG.ACQUIRE acme a");
+        c.refused("TAMPERED", "KG.ACQUIRE acme a BLOCK 1h");
+    }
+    assert!(server.log().contains("vault key 1 could not be handed out"), "the log says which it is");
+    // Its charge was never booked: with a secret of its own it has all that its limit allows.
+    c.ok("KG.SETKEY acme 1 SECRET secret-number-4");
+    let acquired = c.ok("KG.ACQUIRE acme a");
+    assert_eq!((acquired.field("id").int(), acquired.field("remaining").int()), (1, 1));
 }

@@ -73,6 +73,8 @@ pub struct Ask {
     pub order: Order,
     /// What the use costs, by unit; one request and nothing else, unless named.
     pub costs: Vec<(Unit, u64)>,
+    /// Keys that are not to be chosen, because it was seen that their secrets do not open.
+    pub passed_over: Vec<u64>,
     limits: Box<[UnitPlan]>,
 }
 
@@ -80,7 +82,7 @@ impl Ask {
     /// A question; `limits` hold for keys that have none of their own.
     #[must_use]
     pub fn new(wanted: Wanted, order: Order, costs: Vec<(Unit, u64)>, limits: &UnitLimits<'_>) -> Self {
-        Self { wanted, order, costs, limits: by_unit(limits) }
+        Self { wanted, order, costs, passed_over: Vec::new(), limits: by_unit(limits) }
     }
 
     fn cost(&self, unit: &str) -> u64 {
@@ -95,7 +97,8 @@ impl Ask {
         }
         costs.iter_mut().for_each(|(_, units)| *units = units.checked_ilog2().map_or(0, |log| 1 << log));
         costs.sort_unstable();
-        Question { wanted: Wanted::default(), order: self.order, costs, limits: self.limits.clone() }
+        let wanted = Wanted::default();
+        Question { wanted, order: self.order, costs, passed_over: Vec::new(), limits: self.limits.clone() }
     }
 }
 
@@ -927,7 +930,9 @@ impl<'a, A: Accounts> Search<'a, A> {
 
     /// Takes a key, unless it is not wanted, left to others, or refused.
     fn consider(&mut self, id: u64) -> Result<Option<Chosen>> {
-        let Some(member) = self.pool.member(id) else { return Ok(None) };
+        let Some(member) = self.pool.member(id).filter(|_| !self.ask.passed_over.contains(&id)) else {
+            return Ok(None);
+        };
         let Some(set) = self.pool.sets.value(member.set).filter(|set| self.ask.wanted.matches(set)) else {
             return Ok(None);
         };
