@@ -2036,6 +2036,7 @@ fn many_workers_get_what_the_limits_allow_and_no_more(sut: &Sut) {
     let allowed = windows * KEYS * LIMIT as i64;
     let handed_out = grants.iter().filter(|grant| grant.claimed_at_ms < until_ms).count() as i64;
     assert!(handed_out <= allowed, "{handed_out} of {allowed}");
+    println!("{}: {handed_out} of {allowed} handed out", sut.name);
     let share = handed_out * 100 / allowed;
     assert!(share >= if is_busy { 70 } else { 97 }, "{handed_out} of {allowed}, with delays of {delays:?}");
 
