@@ -20,7 +20,7 @@ use crate::reply::integer;
 use crate::store::{API_KEYS, Missing, Store, VAULT_KEYS, using};
 
 /// The most records that one DELKEY deletes: more would hold the server up for over 2 ms.
-const MAX_DELETED: usize = 150;
+const MAX_DELETED: usize = 100;
 
 /// Deleting a record takes as long as looking at so many: where few match, a call deletes less, and holds the server up no longer.
 const DELETING: usize = 7;
