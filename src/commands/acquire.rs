@@ -12,7 +12,7 @@ use keyguard_core::selection::{AHEAD_MS, Ask, Order, kept_ms};
 use keyguard_core::waiting::{Bucket, Demand, Wish};
 use keyguard_core::{Error, Result, parse};
 
-use super::keys::{describe_record, write_vault};
+use super::keys::{describe_record, pool_touched, write_vault};
 use super::{COST, Call, LIMIT, unit, unit_limit};
 use crate::acquire;
 use crate::args::{Args, once};
@@ -25,6 +25,10 @@ use crate::{config, effects, waiting};
 const SOURCE: Arg = Arg::text(c"source").token(c"SOURCE").optional();
 const LOGIN: Arg = Arg::text(c"login").token(c"LOGIN").optional();
 const BATCH: Arg = Arg::text(c"batch").token(c"BATCH").optional();
+
+/// `COST n [UNIT u]`, at least once.
+const ACTUAL: Arg =
+    Arg::block(c"cost", &[Arg::integer(c"n").token(c"COST"), Arg::text(c"unit").token(c"UNIT").optional()]).multiple();
 
 /// Reads the value of SOURCE, LOGIN or BATCH.
 fn want<'c>(wanted: &mut Wanted, option: &'static str, args: &mut Args<'c>) -> Result<()> {
@@ -159,7 +163,7 @@ impl Command for Settle {
         min_args: 7,
         secrets: &[],
         secrets_from: 0,
-        args: &[Arg::key(c"store"), Arg::integer(c"id"), Arg::integer(c"claimed_at_ms").token(c"AT"), COST],
+        args: &[Arg::key(c"store"), Arg::integer(c"id"), Arg::integer(c"claimed_at_ms").token(c"AT"), ACTUAL],
     };
 
     fn run(call: &Call<'_>, mut args: Args<'_>) -> Result<()> {
@@ -217,7 +221,7 @@ impl Command for Settle {
             let effect = Effect::Settle { pool: record.name, id, at_ms, own, account };
             let packed = effect.encode()?;
             effects::commit(call.ctx, store.header, &Effect::decode(&packed)?)?;
-            touched(call, &store, record.name);
+            pool_touched(&store, record.name);
             if on_account {
                 waiting::account_touched(call.ctx, store.name);
             }
@@ -230,12 +234,6 @@ impl Command for Settle {
 
 fn member(pool: Option<&Pool>, id: u64) -> Option<(&Pool, &History)> {
     pool.and_then(|pool| pool.history(id).map(|history| (pool, history)))
-}
-
-/// Those who wait for a key of this name are looked at.
-fn touched(call: &Call<'_>, store: &Store<'_>, name: &str) {
-    let pool = OwnedString::new(&store.name.pool(name));
-    waiting::touched(call.ctx, pool.name());
 }
 
 /// `KG.FEEDBACK store id <OK | THROTTLED [duration] | REJECTED [REASON s]> [AT claimed_at_ms]`
@@ -315,7 +313,7 @@ impl Command for Feedback {
                 if after != before {
                     let effect = Effect::Cool { pool: record.name, id, cooling: after };
                     effects::commit(call.ctx, store.header, &effect)?;
-                    touched(call, &store, record.name);
+                    pool_touched(&store, record.name);
                 }
                 after.map_or(0, |cooling| cooling.until_ms.saturating_sub(call.now_ms)) as i64
             }
@@ -326,7 +324,7 @@ impl Command for Feedback {
                 let traits = Traits::of(&record).encode();
                 let effect = Effect::Enroll { pool: record.name, from: None, id, traits: &traits };
                 effects::commit(call.ctx, store.header, &effect)?;
-                touched(call, &store, record.name);
+                pool_touched(&store, record.name);
                 -1
             }
         };

@@ -4,6 +4,7 @@ use arrayvec::ArrayVec;
 use keyguard_core::digest::{Digest, Domain, digest};
 use keyguard_core::effect::Effect;
 use keyguard_core::keyring::{Keyring, KeyringKey};
+use keyguard_core::listing::yes_or_no;
 use keyguard_core::names::{Meta, name};
 use keyguard_core::pool::{History, MAX_POOL_KEYS, Pool, Traits};
 use keyguard_core::record::{ApiRecord, MAX_WEIGHT, OrgRecord, Record, RecordType, Status, UnitLimits, VaultRecord};
@@ -445,14 +446,6 @@ fn changes(old: &VaultRecord<'_>, new: &VaultRecord<'_>) -> Vec<&'static str> {
         ("weight", old.weight != new.weight),
     ];
     differ.into_iter().filter(|(_, differ)| *differ).map(|(field, _)| field).collect()
-}
-
-fn yes_or_no(word: &[u8], what: &'static str) -> Result<bool> {
-    match word {
-        _ if word.eq_ignore_ascii_case(b"yes") => Ok(true),
-        _ if word.eq_ignore_ascii_case(b"no") => Ok(false),
-        _ => Err(Error::Invalid { what, accepted: "yes or no" }),
-    }
 }
 
 /// `KG.GETKEY store <id | NAME name>`

@@ -441,7 +441,10 @@ impl<'a> Sets<'a> {
 }
 
 /// The value of an option that is `yes` or `no`, whatever its case.
-fn yes_or_no(bytes: &[u8], option: &'static str) -> Result<bool> {
+///
+/// # Errors
+/// [`Error::Invalid`] for anything else.
+pub fn yes_or_no(bytes: &[u8], option: &'static str) -> Result<bool> {
     match bytes {
         _ if bytes.eq_ignore_ascii_case(b"yes") => Ok(true),
         _ if bytes.eq_ignore_ascii_case(b"no") => Ok(false),
