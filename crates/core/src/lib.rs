@@ -29,5 +29,6 @@ pub mod token;
 pub mod vault;
 pub mod waiting;
 pub mod window;
+pub mod zone;
 
 pub use error::{Error, Result};
