@@ -8,10 +8,11 @@ use std::ffi::CStr;
 
 use keyguard_core::digest::Digest;
 use keyguard_core::keyring::{Fingerprint, Keyring};
-use keyguard_core::names::StoreName;
+use keyguard_core::names::{Listed, StoreName};
 use keyguard_core::pool::Pool;
-use keyguard_core::record::{ApiRecord, OrgRecord, Record, RecordType, UnitLimits, VaultRecord};
+use keyguard_core::record::{ApiRecord, OrgRecord, Record, UnitLimits, VaultRecord};
 use keyguard_core::vault::Place;
+use keyguard_core::zone::Zone;
 use keyguard_core::{Error, Result, listing, parse};
 
 use crate::ffi::{Ctx, Key, Kind, Level, Name, OwnedString, to_c_string};
@@ -30,8 +31,8 @@ const SCHEMA: &str = "1";
 /// replicate before it failed must not be given out again.
 const SKIPPED_IDS: u64 = 1_024;
 
-/// How far behind the last id listed a new one may lie, in bytes of the bitmap. Ids that organizations took and ids that were
-/// skipped lie between; a header that somebody damaged must not make the server fill half a gigabyte with zeros.
+/// How far behind the last id listed a new one may lie, in bytes of the bitmap. Ids that other lists have and ids that were skipped
+/// lie between; a header that somebody damaged must not make the server fill half a gigabyte with zeros.
 const LIST_GAP: usize = 16 << 20;
 
 /// A store that exists.
@@ -237,14 +238,22 @@ impl<'c> Store<'c> {
         }
     }
 
-    /// The ids of key records of a type after a given one, in order, and at most `n`: fewer are all there are. That the records
-    /// exist is not asked.
+    /// The ids of key records of a type, or of organizations, after a given one, in order, and at most `n`: fewer are all there
+    /// are. That the records exist is not asked.
     ///
     /// # Errors
     /// [`Error::WrongType`].
-    pub fn ids_after(&self, of: RecordType, after: u64, n: usize) -> Result<Vec<u64>> {
+    pub fn ids_after(&self, of: impl Into<Listed>, after: u64, n: usize) -> Result<Vec<u64>> {
         let ids = self.read(&self.name.ids(of))?.with_text(|bitmap| listing::ids_after(bitmap, after, n))?;
         Ok(ids.unwrap_or_default())
+    }
+
+    /// How many ids are listed, whether there are records or not.
+    ///
+    /// # Errors
+    /// [`Error::WrongType`].
+    pub fn listed(&self, of: impl Into<Listed>) -> Result<u64> {
+        Ok(self.read(&self.name.ids(of))?.with_text(listing::count)?.unwrap_or(0))
     }
 
     /// The ids of the vault keys of a name, as [`ids_after`](Self::ids_after) gives them.
@@ -276,26 +285,85 @@ impl<'c> Store<'c> {
         }
     }
 
+    /// The time zone in which the store's days and months end: UTC, unless KG.SETSTORE said otherwise.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if there is none of the name that the header has.
+    pub fn zone(&self) -> Result<Zone> {
+        match self.ctx.read(self.header).hash_field(&to_c_string(TZ))? {
+            None => Ok(Zone::default()),
+            Some(name) => Zone::parse(name.name().bytes()).map_err(|_| Error::Damaged { what: "header" }),
+        }
+    }
+
+    /// How many wrong keys in an hour block an address, as KG.SETSTORE said of this store; 0 is never.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if it is none that KG.SETSTORE takes.
+    pub fn ip_threshold(&self) -> Result<Option<u64>> {
+        match self.ctx.read(self.header).hash_field(&to_c_string(IP_THRESHOLD))? {
+            None => Ok(None),
+            Some(count) => {
+                let count = parse::unsigned(count.name().bytes()).filter(|count| *count <= MAX_IP_THRESHOLD);
+                count.map(Some).ok_or(Error::Damaged { what: "header" })
+            }
+        }
+    }
+
+    /// When the store was created, in unix milliseconds.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if it is no number.
+    pub fn created_ms(&self) -> Result<u64> {
+        self.counted(CREATED)
+    }
+
+    /// How many keys an organization has.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if the count is no number.
+    pub fn keys_of_org(&self, org: &str) -> Result<u64> {
+        match self.read(&self.name.org(org))?.hash_field(&to_c_string(KEYS_OF_ORG))? {
+            None => Ok(0),
+            Some(count) => {
+                let count = str::from_utf8(count.name().bytes()).ok().and_then(|count| count.parse::<i64>().ok());
+                // One that somebody deleted by hand and added again may have lost more keys than it got.
+                count
+                    .map(|count| u64::try_from(count).unwrap_or(0))
+                    .ok_or(Error::Damaged { what: "organization record" })
+            }
+        }
+    }
+
     /// Makes sure that a new record can be listed, before anything is written.
     ///
     /// # Errors
     /// [`Error::WrongType`], or [`Error::Damaged`] for an id so large that the list would have to grow by leaps.
-    pub fn expect_list(&self, of: RecordType, id: u64) -> Result<()> {
+    pub fn expect_list(&self, of: impl Into<Listed>, id: u64) -> Result<()> {
         let near = |of| -> Result<bool> {
             let listed = self.read(&self.name.ids(of))?.with_text(<[u8]>::len)?;
             Ok(id / 8 <= (listed.unwrap_or(0) + LIST_GAP) as u64)
         };
-        // A store with many keys of one type may get its first of the other.
-        if near(of)? || near(of.other())? { Ok(()) } else { Err(Error::Damaged { what: "header" }) }
+        let of = of.into();
+        if near(of)? {
+            return Ok(());
+        }
+        // A store with many records of one kind may get its first of another.
+        for other in Listed::ALL.into_iter().filter(|other| *other != of) {
+            if near(other)? {
+                return Ok(());
+            }
+        }
+        Err(Error::Damaged { what: "header" })
     }
 
     /// Lists a new record.
-    pub fn enlist(&self, of: RecordType, id: u64) -> Result<()> {
+    pub fn enlist(&self, of: impl Into<Listed>, id: u64) -> Result<()> {
         self.write(c"SETBIT", &[&self.name.ids(of), id.to_string().as_bytes(), b"1"])
     }
 
     /// Takes records out of the list, and with the last of them the list; `ids` are in order.
-    pub fn delist(&self, of: RecordType, ids: &[u64]) -> Result<()> {
+    pub fn delist(&self, of: impl Into<Listed>, ids: &[u64]) -> Result<()> {
         let key = self.name.ids(of);
         let found = self.read(&key)?.with_text(|bitmap| {
             let listed: Vec<u64> = ids.iter().copied().filter(|id| listing::is_listed(bitmap, *id)).collect();
@@ -338,7 +406,7 @@ impl<'c> Store<'c> {
     pub fn write_header(&self, now_ms: u64, taken_id: Option<u64>) -> Result<()> {
         let mut fields = Fields::default();
         if !self.exists() {
-            fields.set("schema", SCHEMA).set("created_at", now_ms.to_string()).set("next_id", "1");
+            fields.set("schema", SCHEMA).set(CREATED, now_ms.to_string()).set("next_id", "1");
         }
         if let Some(id) = taken_id {
             fields.set("next_id", (id + 1).to_string()).set("run_id", server::run_id());
@@ -389,6 +457,18 @@ impl<'c> Store<'c> {
         self.write(c"HINCRBY", &[&self.name.org(org), KEYS_OF_ORG.as_bytes(), by.to_string().as_bytes()])
     }
 
+    /// Sets fields of a hash, and takes those away that do not apply.
+    pub fn rewrite_hash(&self, key: &[u8], fields: &Fields) -> Result<()> {
+        if !fields.0.is_empty() {
+            self.write_hash(key, fields)?;
+        }
+        if fields.1.is_empty() {
+            return Ok(());
+        }
+        let absent = fields.1.iter().map(|field| field.as_bytes());
+        self.write(c"HDEL", &std::iter::once(key).chain(absent).collect::<Vec<_>>())
+    }
+
     /// Sets fields of a hash.
     pub fn write_hash(&self, key: &[u8], fields: &Fields) -> Result<()> {
         let mut args = vec![key];
@@ -436,6 +516,14 @@ impl<'c> Store<'c> {
     }
 }
 
+/// The name of an organization by its id, as the index of organizations has it.
+///
+/// # Errors
+/// [`Error::WrongType`] unless that is a hash or absent.
+pub fn org_name(orgs: &Key<'_>, id: u64) -> Result<Option<OwnedString>> {
+    orgs.hash_field(&to_c_string(&id.to_string()))
+}
+
 /// The keyring keys that the records of a store use, by its header, and how many records use each.
 pub fn fingerprints(ctx: Ctx<'_>, header: &[u8]) -> Vec<(Fingerprint, u64)> {
     let reply = ctx.call(c"HGETALL", c"Ev", &[header]);
@@ -464,6 +552,21 @@ pub const VAULT_KEYS: &str = "vault_keys";
 
 /// The header's count of API keys.
 pub const API_KEYS: &str = "api_keys";
+
+/// The header's count of organizations.
+pub const ORGANIZATIONS: &str = "organizations";
+
+/// The header's field of the store's time zone.
+pub const TZ: &str = "tz";
+
+/// The header's field of how many wrong keys in an hour block an address.
+pub const IP_THRESHOLD: &str = "ip_threshold";
+
+/// The most that this may be.
+pub const MAX_IP_THRESHOLD: u64 = 1_000_000;
+
+/// The header's field of when the store was created.
+const CREATED: &str = "created_at";
 
 /// The header's count of records that use a key of the keyring.
 pub fn using(fingerprint: Fingerprint) -> String {

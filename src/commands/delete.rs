@@ -1,10 +1,11 @@
 //! Deleting key records: `KG.DELKEY`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use keyguard_core::digest::Digest;
 use keyguard_core::effect::Effect;
 use keyguard_core::listing::Filter;
+use keyguard_core::names::Listed;
 use keyguard_core::pool::Pool;
 use keyguard_core::record::{Record, RecordType};
 use keyguard_core::{Error, Result};
@@ -19,8 +20,8 @@ use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::integer;
 use crate::store::{API_KEYS, Missing, Store, VAULT_KEYS, using};
 
-/// The most records that one DELKEY deletes: more would hold the server up for over 2 ms.
-const MAX_DELETED: usize = 100;
+/// The most records that one call deletes: more would hold the server up for over 2 ms.
+pub(super) const MAX_DELETED: usize = 100;
 
 /// Deleting a record takes as long as looking at so many: where few match, a call deletes less, and holds the server up no longer.
 const DELETING: usize = 7;
@@ -146,15 +147,24 @@ fn matching(store: &Store<'_>, filter: &Filter<'_>, now_ms: u64) -> Result<Vec<(
     Ok(found)
 }
 
+/// An id that a store to be deleted lists.
+pub(super) struct Listing<'a> {
+    pub(super) id: u64,
+    /// Its record, if it can be read.
+    pub(super) record: Option<Record<'a>>,
+    /// The name of its pool, if it has one.
+    pub(super) pool: Option<&'a [u8]>,
+}
+
 /// Records that are to go, and what is to change with them: every index is looked at once, before the first change.
 #[derive(Default)]
-struct Doomed<'a> {
+pub(super) struct Doomed<'a> {
     /// Keys that go as a whole.
-    keys: Vec<Vec<u8>>,
+    pub(super) keys: Vec<Vec<u8>>,
     /// Digests that other records have too, and those records.
     shared: Vec<(Digest, Vec<u64>)>,
     pools: BTreeMap<&'a str, Vec<u64>>,
-    lists: BTreeMap<RecordType, Vec<u64>>,
+    lists: BTreeMap<Listed, Vec<u64>>,
     counts: BTreeMap<String, i64>,
     orgs: BTreeMap<&'a str, i64>,
 }
@@ -168,20 +178,12 @@ impl<'a> Doomed<'a> {
             let win = store.name.win(*id);
             store.read(&win)?;
             doomed.keys.extend([store.name.key(*id), win]);
-            let (digest, digest_key, count) = match record {
-                Record::Vault(vault) => {
-                    doomed.pools.entry(vault.name).or_default().push(*id);
-                    (&vault.digest, vault.digest_key, VAULT_KEYS)
-                }
-                Record::Api(api) => {
-                    *doomed.orgs.entry(api.org).or_default() -= 1;
-                    (&api.digest, api.digest_key, API_KEYS)
-                }
-            };
-            doomed.lists.entry(record.record_type()).or_default().push(*id);
+            if let Record::Vault(vault) = record {
+                doomed.pools.entry(vault.name).or_default().push(*id);
+            }
+            let digest = doomed.uncount(record);
+            doomed.lists.entry(record.record_type().into()).or_default().push(*id);
             digests.entry(*digest.as_bytes()).or_default().push(*id);
-            *doomed.counts.entry(count.to_owned()).or_default() -= 1;
-            *doomed.counts.entry(using(digest_key)).or_default() -= 1;
         }
         for (digest, ids) in digests {
             let digest = Digest::from_bytes(digest);
@@ -207,7 +209,63 @@ impl<'a> Doomed<'a> {
         Ok(doomed)
     }
 
-    fn delete(&self, store: &Store<'_>) -> Result<()> {
+    /// As [`gather`](Self::gather), when the whole store is to go. Who shares a secret or a pool with these records goes too, so
+    /// that its index entry and the pool go at once, whatever they hold. What cannot be read, because somebody changed it from
+    /// outside, must not keep a store alive: a record goes even so, and a count that is no number stays as it is.
+    pub(super) fn of_store(store: &Store<'_>, slice: &'a [Listing<'a>]) -> Result<Self> {
+        let mut doomed = Self::default();
+        let mut pools = BTreeSet::new();
+        for Listing { id, record, pool } in slice {
+            doomed.keys.extend([store.name.key(*id), store.name.win(*id)]);
+            pools.extend(*pool);
+            if let Some(record) = record {
+                let digest = doomed.uncount(record);
+                doomed.keys.push(store.name.digest(digest));
+            }
+        }
+        doomed.keys.extend(pools.into_iter().map(|name| store.name.pool(name)));
+        for key in &doomed.keys {
+            store.read(key)?;
+        }
+        let ids: Vec<u64> = slice.iter().map(|listing| listing.id).collect();
+        for of in [RecordType::Vault, RecordType::Api] {
+            store.expect(&store.name.ids(of), Kind::Text)?;
+            doomed.lists.insert(of.into(), ids.clone());
+        }
+        doomed.counts.retain(|what, _| store.expect_counts(&[what], None).is_ok());
+        for org in doomed.orgs.keys() {
+            store.read(&store.name.org(org))?;
+        }
+        doomed.orgs.retain(|org, _| {
+            store.expect(&store.name.org(org), Kind::Hash).is_ok() && store.expect_counts(&[], Some(org)).is_ok()
+        });
+        Ok(doomed)
+    }
+
+    /// Deletes the keys that go as a whole, and no more than that: when what else there is to change goes too.
+    pub(super) fn unlink(&self, store: &Store<'_>) -> Result<()> {
+        if self.keys.is_empty() {
+            return Ok(());
+        }
+        // A whole pool may be large: the server frees it in the background.
+        store.write(c"UNLINK", &self.keys.iter().map(Vec::as_slice).collect::<Vec<_>>())
+    }
+
+    /// Notes in which counts a record is one less, and says under which digest it is found.
+    fn uncount(&mut self, record: &'a Record<'a>) -> &'a Digest {
+        let (digest, digest_key, count) = match record {
+            Record::Vault(vault) => (&vault.digest, vault.digest_key, VAULT_KEYS),
+            Record::Api(api) => {
+                *self.orgs.entry(api.org).or_default() -= 1;
+                (&api.digest, api.digest_key, API_KEYS)
+            }
+        };
+        *self.counts.entry(count.to_owned()).or_default() -= 1;
+        *self.counts.entry(using(digest_key)).or_default() -= 1;
+        digest
+    }
+
+    pub(super) fn delete(&self, store: &Store<'_>) -> Result<()> {
         for (digest, left) in &self.shared {
             store.set_ids(digest, left)?;
         }
@@ -217,9 +275,7 @@ impl<'a> Doomed<'a> {
             pool_touched(store, name);
         }
         self.lists.iter().try_for_each(|(of, ids)| store.delist(*of, ids))?;
-        if !self.keys.is_empty() {
-            store.write(c"DEL", &self.keys.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
-        }
+        self.unlink(store)?;
         self.counts.iter().try_for_each(|(what, by)| store.count(what, *by))?;
         self.orgs.iter().try_for_each(|(org, by)| store.count_in_org(org, *by))
     }

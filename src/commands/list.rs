@@ -18,11 +18,11 @@ use crate::store::{API_KEYS, Missing, PACKED, Store, VAULT_KEYS};
 pub(super) const MAX_READ: usize = 1_000;
 
 /// The most records that one call describes, and as many as it does unless told otherwise.
-const MAX_PAGE: usize = 200;
+pub(super) const MAX_PAGE: usize = 200;
 
 /// The most bytes of records that one call looks at: secrets of 64 KiB and META of 16 KiB would else hold the server up long
 /// before there are many of them.
-const MAX_BYTES: usize = 2 << 20;
+pub(super) const MAX_BYTES: usize = 2 << 20;
 
 /// The most keys of one name that one call counts set by set.
 const MAX_COUNTED: usize = 10_000;
@@ -206,7 +206,10 @@ impl Command for ListKeys {
             match option {
                 "SORTBY" => sort_by.take(&mut args)?,
                 "LIMIT" => once(&mut page, option, limit(&mut args)?)?,
-                "AFTER" => once(&mut page, option, after(&mut args)?)?,
+                "AFTER" => {
+                    let (id, count) = after(&mut args)?;
+                    once(&mut page, option, Page::After { id, count })?;
+                }
                 _ => drop(filter.take(option, &mut args)?),
             }
         }
@@ -270,13 +273,13 @@ fn limit(args: &mut Args<'_>) -> Result<Page> {
     Ok(Page::Limit { offset, count: page_size(args)? })
 }
 
-/// Reads what follows the word AFTER.
-fn after(args: &mut Args<'_>) -> Result<Page> {
+/// Reads what follows the word AFTER: an id, and the size of the page.
+pub(super) fn after(args: &mut Args<'_>) -> Result<(u64, usize)> {
     let id = args.id()?;
     if !args.take_word("COUNT") {
         return Err(args.misuse());
     }
-    Ok(Page::After { id, count: page_size(args)? })
+    Ok((id, page_size(args)?))
 }
 
 fn page_size(args: &mut Args<'_>) -> Result<usize> {

@@ -13,6 +13,7 @@ pub mod keyring;
 pub mod keys;
 pub mod list;
 pub mod orgs;
+pub mod stores;
 
 use std::ffi::CStr;
 
@@ -47,6 +48,9 @@ pub fn table() -> Vec<Entry> {
         Entry::of::<delete::DelKey>(),
         Entry::of::<orgs::AddOrg>(),
         Entry::of::<orgs::SetOrg>(),
+        Entry::of::<orgs::GetOrg>(),
+        Entry::of::<orgs::ListOrgs>(),
+        Entry::of::<orgs::DelOrg>(),
         Entry::of::<keys::NewKey>(),
         Entry::of::<keys::Revoke>(),
         Entry::of::<auth::Auth>(),
@@ -54,6 +58,9 @@ pub fn table() -> Vec<Entry> {
         Entry::of::<ip::BlockIp>(),
         Entry::of::<ip::UnblockIp>(),
         Entry::of::<ip::CheckIp>(),
+        Entry::of::<stores::SetStore>(),
+        Entry::of::<stores::GetStore>(),
+        Entry::of::<stores::DelStore>(),
         Entry::of::<keyring::KeyringCommand>(),
         Entry::of::<keyring::Rekey>(),
         Entry::of::<apply::Apply>(),

@@ -1,15 +1,21 @@
-//! Organizations: `KG.ADDORG`, `KG.SETORG`.
+//! Organizations: `KG.ADDORG`, `KG.SETORG`, `KG.GETORG`, `KG.LISTORGS`, `KG.DELORG`.
 
-use keyguard_core::names::name;
+use keyguard_core::names::{Listed, name};
 use keyguard_core::record::{OrgRecord, OrgStatus, UnitLimits};
 use keyguard_core::{Error, Result};
 
+use super::list::{MAX_PAGE, MAX_READ, after};
 use super::{Call, LIMIT, unit_limit};
 use crate::args::{Args, once};
-use crate::ffi::Kind;
+use crate::ffi::{Kind, OwnedString};
 use crate::register::{Access, Arg, Category, Command, Spec};
-use crate::reply::integer;
-use crate::store::{Missing, Store, org_fields};
+use crate::reply::{Map, integer};
+use crate::store::{Missing, ORGANIZATIONS, Store, org_fields, org_name};
+
+/// `STATUS active | suspended`.
+const STATUS: Arg = Arg::one_of(c"status", &[Arg::word(c"active", c"active"), Arg::word(c"suspended", c"suspended")])
+    .token(c"STATUS")
+    .optional();
 
 /// `KG.ADDORG store name [LIMIT count window [UNIT u]]...`
 pub struct AddOrg;
@@ -49,11 +55,15 @@ impl Command for AddOrg {
         let names = store.name.orgs();
         store.expect(&names, Kind::Hash)?;
         let id = store.next_id()?;
+        store.expect_list(Listed::Orgs, id)?;
+        store.expect_counts(&[ORGANIZATIONS], None)?;
         let record = OrgRecord { id, status: OrgStatus::Active, created_ms: call.now_ms, limits };
         let fields = org_fields(org, &record)?;
 
+        store.enlist(Listed::Orgs, id)?;
         store.write_header(call.now_ms, Some(id))?;
-        store.write(c"HSET", &[&names, org.as_bytes(), id.to_string().as_bytes()])?;
+        store.count(ORGANIZATIONS, 1)?;
+        store.write(c"HSET", &[&names, id.to_string().as_bytes(), org.as_bytes()])?;
         store.write_hash(&store.name.org(org), &fields)?;
 
         call.ctx.reply_integer(integer(id));
@@ -61,13 +71,16 @@ impl Command for AddOrg {
     }
 }
 
-/// `KG.SETORG store name [STATUS active|suspended] [LIMIT count window [UNIT u]]...`
+/// `KG.SETORG store name [STATUS active|suspended] [LIMIT count window [UNIT u]]... [CLEAR field]...`
 pub struct SetOrg;
+
+/// The field that CLEAR takes, by the name that KG.GETORG shows it under.
+const LIMITS: &str = "limits";
 
 impl Command for SetOrg {
     const SPEC: Spec = Spec {
         name: c"KG.SETORG",
-        summary: c"Suspends an organization, lets it work again, or replaces its limits",
+        summary: c"Suspends an organization, lets it work again, or replaces or clears its limits",
         complexity: c"O(1)",
         flags: "",
         access: Access::Write,
@@ -78,10 +91,9 @@ impl Command for SetOrg {
         args: &[
             Arg::key(c"store"),
             Arg::text(c"name"),
-            Arg::one_of(c"status", &[Arg::word(c"active", c"active"), Arg::word(c"suspended", c"suspended")])
-                .token(c"STATUS")
-                .optional(),
+            STATUS,
             LIMIT,
+            Arg::text(c"field").token(c"CLEAR").optional().multiple(),
         ],
     };
 
@@ -90,24 +102,38 @@ impl Command for SetOrg {
         let org = name(args.bytes()?, "name")?;
         let mut status = None;
         let mut limits = UnitLimits::new();
-        while let Some(option) = args.option(&["STATUS", "LIMIT", "QUOTA"])? {
+        let mut clear_limits = None;
+        while let Some(option) = args.option(&["STATUS", "LIMIT", "CLEAR", "QUOTA"])? {
             match option {
                 "STATUS" => once(&mut status, option, parse_status(args.value(option)?)?)?,
                 "LIMIT" => unit_limit(&mut args, &mut limits)?,
+                "CLEAR" if args.value(option)?.eq_ignore_ascii_case(LIMITS.as_bytes()) => {
+                    once(&mut clear_limits, option, ())?;
+                }
+                "CLEAR" => return Err(Error::Invalid { what: option, accepted: LIMITS }),
                 what => return Err(Error::NotYet { what }),
             }
         }
         args.finish()?;
+        if clear_limits.is_some() && !limits.is_empty() {
+            return Err(Error::Repeated { option: "CLEAR" });
+        }
         let store = Store::open(call.ctx, at, Missing::Refuse)?;
 
         let packed = store.packed_org(org)?;
         let mut record = OrgRecord::decode(packed.name().bytes())?;
-        record.status = status.unwrap_or(record.status);
-        if !limits.is_empty() {
+        let before = record.status;
+        record.status = status.unwrap_or(before);
+        if clear_limits.is_some() || !limits.is_empty() {
             record.limits = limits;
         }
+        let (key, fields) = (store.name.org(org), org_fields(org, &record)?);
 
-        store.write_hash(&store.name.org(org), &org_fields(org, &record)?)?;
+        store.rewrite_hash(&key, &fields)?;
+        if record.status != before {
+            let event = if record.status == OrgStatus::Active { c"kg.activate" } else { c"kg.suspend" };
+            call.ctx.notify(event, OwnedString::new(&key).name());
+        }
 
         call.ctx.reply_status(c"OK");
         Ok(())
@@ -119,4 +145,166 @@ fn parse_status(word: &[u8]) -> Result<OrgStatus> {
         .into_iter()
         .find(|status| word.eq_ignore_ascii_case(status.as_str().as_bytes()))
         .ok_or(Error::Invalid { what: "STATUS", accepted: "active or suspended" })
+}
+
+/// `KG.GETORG store name`
+pub struct GetOrg;
+
+impl Command for GetOrg {
+    const SPEC: Spec = Spec {
+        name: c"KG.GETORG",
+        summary: c"Describes an organization",
+        complexity: c"O(1)",
+        flags: "",
+        access: Access::Read,
+        category: Category::Read,
+        min_args: 3,
+        secrets: &[],
+        secrets_from: 0,
+        args: &[Arg::key(c"store"), Arg::text(c"name")],
+    };
+
+    fn run(call: &Call<'_>, mut args: Args<'_>) -> Result<()> {
+        let at = args.store()?;
+        let org = name(args.bytes()?, "name")?;
+        args.finish()?;
+        let store = Store::open(call.ctx, at, Missing::Refuse)?;
+        let packed = store.packed_org(org)?;
+        let record = OrgRecord::decode(packed.name().bytes())?;
+        let keys = store.keys_of_org(org)?;
+
+        describe(call, org, &record, keys);
+        Ok(())
+    }
+}
+
+fn describe(call: &Call<'_>, org: &str, record: &OrgRecord<'_>, keys: u64) {
+    Map::default()
+        .field("id", record.id)
+        .field("name", org)
+        .field("status", record.status.as_str())
+        .field("created_at", record.created_ms)
+        .field("limits", &record.limits)
+        .field("keys", keys)
+        .send(call.ctx);
+}
+
+/// `KG.LISTORGS store [STATUS active|suspended] [AFTER id COUNT n]`
+pub struct ListOrgs;
+
+impl Command for ListOrgs {
+    const SPEC: Spec = Spec {
+        name: c"KG.LISTORGS",
+        summary: c"Describes organizations, in order of their ids",
+        complexity: c"O(N), N being the organizations looked at, at most 1,000",
+        flags: "",
+        access: Access::Read,
+        category: Category::Read,
+        min_args: 2,
+        secrets: &[],
+        secrets_from: 0,
+        args: &[
+            Arg::key(c"store"),
+            STATUS,
+            Arg::block(c"page", &[Arg::integer(c"id").token(c"AFTER"), Arg::integer(c"n").token(c"COUNT")]).optional(),
+        ],
+    };
+
+    fn run(call: &Call<'_>, mut args: Args<'_>) -> Result<()> {
+        let at = args.store()?;
+        let (mut status, mut page) = (None, None);
+        while let Some(option) = args.option(&["STATUS", "AFTER"])? {
+            match option {
+                "STATUS" => once(&mut status, option, parse_status(args.value(option)?)?)?,
+                _ => once(&mut page, option, after(&mut args)?)?,
+            }
+        }
+        args.finish()?;
+        let store = Store::open(call.ctx, at, Missing::Refuse)?;
+
+        let (after, count) = page.unwrap_or((0, MAX_PAGE));
+        // One more than are looked at tells whether there are more.
+        let mut ids = store.ids_after(Listed::Orgs, after, MAX_READ + 1)?;
+        let more = ids.len() > MAX_READ;
+        ids.truncate(MAX_READ);
+        let names = store.read(&store.name.orgs())?;
+        let mut found = Vec::new();
+        for id in &ids {
+            if found.len() == count {
+                break;
+            }
+            let Some(org) = org_name(&names, *id)? else { continue };
+            let damaged = Error::Damaged { what: "organization index" };
+            let packed = match store.packed_org(name(org.name().bytes(), "name").map_err(|_| damaged)?) {
+                // Somebody deleted it by hand.
+                Err(Error::NoSuch { .. }) => continue,
+                packed => packed?,
+            };
+            let (its_id, its_status) = {
+                let record = OrgRecord::decode(packed.name().bytes())?;
+                (record.id, record.status)
+            };
+            // One that was deleted by hand and added again is listed under its new id.
+            if its_id == *id && status.is_none_or(|status| status == its_status) {
+                found.push((org, packed));
+            }
+        }
+        let mut orgs = Vec::with_capacity(found.len());
+        for (org, packed) in &found {
+            let org = name(org.name().bytes(), "name")?;
+            orgs.push((org, OrgRecord::decode(packed.name().bytes())?, store.keys_of_org(org)?));
+        }
+
+        let rest_after = ids.last().filter(|_| more && found.len() < count);
+        call.ctx.reply_array(orgs.len() + usize::from(rest_after.is_some()));
+        orgs.iter().for_each(|(org, record, keys)| describe(call, org, record, *keys));
+        if let Some(after) = rest_after {
+            Map::default().field("after", *after).send(call.ctx);
+        }
+        Ok(())
+    }
+}
+
+/// `KG.DELORG store name`
+pub struct DelOrg;
+
+impl Command for DelOrg {
+    const SPEC: Spec = Spec {
+        name: c"KG.DELORG",
+        summary: c"Deletes an organization that has no keys",
+        complexity: c"O(1)",
+        flags: "fast",
+        access: Access::Write,
+        category: Category::Admin,
+        min_args: 3,
+        secrets: &[],
+        secrets_from: 0,
+        args: &[Arg::key(c"store"), Arg::text(c"name")],
+    };
+
+    fn run(call: &Call<'_>, mut args: Args<'_>) -> Result<()> {
+        let at = args.store()?;
+        let org = name(args.bytes()?, "name")?;
+        args.finish()?;
+        let store = Store::open(call.ctx, at, Missing::Refuse)?;
+
+        let packed = store.packed_org(org)?;
+        let record = OrgRecord::decode(packed.name().bytes())?;
+        if store.keys_of_org(org)? > 0 {
+            return Err(Error::InUse { what: "organization" });
+        }
+        let (key, win, names) = (store.name.org(org), store.name.orgwin(org), store.name.orgs());
+        store.read(&win)?;
+        store.expect(&names, Kind::Hash)?;
+        store.expect(&store.name.ids(Listed::Orgs), Kind::Text)?;
+        store.expect_counts(&[ORGANIZATIONS], None)?;
+
+        store.delist(Listed::Orgs, &[record.id])?;
+        store.write(c"HDEL", &[&names, record.id.to_string().as_bytes()])?;
+        store.write(c"DEL", &[&key, &win])?;
+        store.count(ORGANIZATIONS, -1)?;
+
+        call.ctx.reply_status(c"OK");
+        Ok(())
+    }
 }

@@ -86,7 +86,7 @@ pub enum Error {
     #[error("BADSTORE a store is named with 1 to 64 of A-Z a-z 0-9 . _ -")]
     BadStore,
     /// A store that does not exist.
-    #[error("NOSTORE no store of this name; KG.ADDKEY, KG.ADDORG and KG.BLOCKIP create one")]
+    #[error("NOSTORE no store of this name; KG.ADDKEY, KG.ADDORG, KG.BLOCKIP and KG.SETSTORE create one")]
     NoStore,
     /// A record, organization or address rule that does not exist.
     #[error("NOSUCH no such {what} in this store")]

@@ -50,6 +50,14 @@ pub fn is_listed(bitmap: &[u8], id: u64) -> bool {
     byte.is_some_and(|byte| byte & (0x80 >> (id % 8)) != 0)
 }
 
+/// How many ids a bitmap lists: see [`ids_after`].
+#[must_use]
+pub fn count(bitmap: &[u8]) -> u64 {
+    let (words, tail) = bitmap.as_chunks();
+    let words = words.iter().map(|word| u64::from(u64::from_ne_bytes(*word).count_ones()));
+    words.sum::<u64>() + tail.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>()
+}
+
 /// What a record must be for a command to take it: every option that was given must hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Filter<'a> {
@@ -753,6 +761,7 @@ mod tests {
             let listed = |id: &u64| bytes.get((id / 8) as usize).is_some_and(|byte| byte & (0x80 >> (id % 8)) != 0);
             let naive: Vec<u64> = (after + 1..500).filter(listed).take(n).collect();
             prop_assert!((0..500).all(|id| is_listed(&bytes, id) == listed(&id)));
+            prop_assert_eq!(count(&bytes), (0..500).filter(listed).count() as u64);
             prop_assert_eq!(ids_after(&bytes, after, n), naive);
         }
     }

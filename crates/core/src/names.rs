@@ -68,8 +68,10 @@ impl<'a> StoreName<'a> {
             Derived::OrgWin(_) => b"orgwin:",
             Derived::Ips => b"ips",
             Derived::Account(_) => b"account:",
-            Derived::Ids(RecordType::Vault) => b"ids:vault",
-            Derived::Ids(RecordType::Api) => b"ids:api",
+            Derived::Ids(Listed::Keys(RecordType::Vault)) => b"ids:vault",
+            Derived::Ids(Listed::Keys(RecordType::Api)) => b"ids:api",
+            Derived::Ids(Listed::Orgs) => b"ids:org",
+            Derived::Usage => b"usage",
         };
         out.extend_from_slice(kind);
         match key {
@@ -78,7 +80,7 @@ impl<'a> StoreName<'a> {
             Derived::Pool(name) | Derived::Org(name) | Derived::OrgWin(name) | Derived::Account(name) => {
                 out.extend_from_slice(name);
             }
-            Derived::Orgs | Derived::Ips | Derived::Ids(_) => {}
+            Derived::Orgs | Derived::Ips | Derived::Ids(_) | Derived::Usage => {}
         }
     }
 
@@ -147,8 +149,14 @@ impl<'a> StoreName<'a> {
 
     /// `{acme}:ids:vault`
     #[must_use]
-    pub fn ids(&self, of: RecordType) -> Vec<u8> {
-        self.derived(&Derived::Ids(of))
+    pub fn ids(&self, of: impl Into<Listed>) -> Vec<u8> {
+        self.derived(&Derived::Ids(of.into()))
+    }
+
+    /// `{acme}:usage`
+    #[must_use]
+    pub fn usage(&self) -> Vec<u8> {
+        self.derived(&Derived::Usage)
     }
 }
 
@@ -169,7 +177,7 @@ pub enum Derived<'a> {
     Digest(&'a Digest),
     /// What ACQUIRE needs to choose among the vault keys of a name.
     Pool(&'a [u8]),
-    /// The organizations.
+    /// The organizations: from id to name.
     Orgs,
     /// An organization.
     Org(&'a [u8]),
@@ -179,8 +187,30 @@ pub enum Derived<'a> {
     Account(&'a [u8]),
     /// The address rules.
     Ips,
-    /// Which ids are those of key records of a type: a bitmap.
-    Ids(RecordType),
+    /// Which ids are those of key records of a type, or of organizations: a bitmap.
+    Ids(Listed),
+    /// The usage log.
+    Usage,
+}
+
+/// What a store lists by id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Listed {
+    /// Key records of a type.
+    Keys(RecordType),
+    /// Organizations.
+    Orgs,
+}
+
+impl Listed {
+    /// All that there is a list of; they share one counter of ids.
+    pub const ALL: [Self; 3] = [Self::Keys(RecordType::Vault), Self::Keys(RecordType::Api), Self::Orgs];
+}
+
+impl From<RecordType> for Listed {
+    fn from(of: RecordType) -> Self {
+        Self::Keys(of)
+    }
 }
 
 impl<'a> Derived<'a> {
@@ -331,6 +361,8 @@ mod tests {
             (store.ips(), "{acme}:ips"),
             (store.ids(RecordType::Vault), "{acme}:ids:vault"),
             (store.ids(RecordType::Api), "{acme}:ids:api"),
+            (store.ids(Listed::Orgs), "{acme}:ids:org"),
+            (store.usage(), "{acme}:usage"),
         ] {
             assert_eq!(String::from_utf8_lossy(&key), expected);
             assert!(belongs_to_store(&key), "{expected}");

@@ -90,15 +90,6 @@ impl RecordType {
             .ok_or(Error::Invalid { what: "TYPE", accepted: "vault or api" })
     }
 
-    /// The one that this is not.
-    #[must_use]
-    pub const fn other(self) -> Self {
-        match self {
-            Self::Vault => Self::Api,
-            Self::Api => Self::Vault,
-        }
-    }
-
     /// The word that replies, options and readable fields use.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
