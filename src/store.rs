@@ -406,7 +406,9 @@ impl<'c> Store<'c> {
     pub fn write_header(&self, now_ms: u64, taken_id: Option<u64>) -> Result<()> {
         let mut fields = Fields::default();
         if !self.exists() {
-            fields.set("schema", SCHEMA).set(CREATED, now_ms.to_string()).set("next_id", "1");
+            fields.set("schema", SCHEMA).set(CREATED, now_ms.to_string());
+            // Nobody has given out an id of it: none is left out when the first is.
+            fields.set("next_id", "1").set("run_id", server::run_id());
         }
         if let Some(id) = taken_id {
             fields.set("next_id", (id + 1).to_string()).set("run_id", server::run_id());

@@ -12,18 +12,31 @@ server_tests![
 
 const USE: [&str; 7] = ["kg.auth", "kg.check", "kg.claim", "kg.feedback", "kg.refund", "kg.remaining", "kg.settle"];
 const SECRETS: [&str; 4] = ["kg.acquire", "kg.findkey", "kg.newkey", "kg.reveal"];
-const READ: [&str; 7] =
-    ["kg.checkip", "kg.countkeys", "kg.getkey", "kg.inspect", "kg.listkeys", "kg.nextkey", "kg.usability"];
-const ADMIN: [&str; 10] = [
+const READ: [&str; 10] = [
+    "kg.checkip",
+    "kg.countkeys",
+    "kg.getkey",
+    "kg.getorg",
+    "kg.getstore",
+    "kg.inspect",
+    "kg.listkeys",
+    "kg.listorgs",
+    "kg.nextkey",
+    "kg.usability",
+];
+const ADMIN: [&str; 13] = [
     "kg.addkey",
     "kg.addorg",
     "kg.blockip",
     "kg.delkey",
+    "kg.delorg",
+    "kg.delstore",
     "kg.keyring",
     "kg.rekey",
     "kg.revoke",
     "kg.setkey",
     "kg.setorg",
+    "kg.setstore",
     "kg.unblockip",
 ];
 

@@ -29,6 +29,7 @@ mod loading;
 mod replication;
 mod rotation;
 mod secrecy;
+mod stores;
 mod vault;
 mod waiting;
 
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         keystore::TESTS,
         listing::TESTS,
         gate::TESTS,
+        stores::TESTS,
         secrecy::TESTS,
         acl::TESTS,
         loading::TESTS,

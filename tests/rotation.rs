@@ -37,6 +37,7 @@ server_tests![
     rekey_counts_what_does_not_open,
     rekey_waits_while_writes_are_paused,
     rekey_ends_with_the_data,
+    rekey_ends_with_its_store,
     rekey_begins_again_under_a_newer_key,
     rekey_knows_secrets_that_several_keys_share,
     rekey_ends_where_a_slot_moves,
@@ -710,6 +711,29 @@ fn rekey_ends_with_the_data(sut: &Sut) {
     c.ok("SELECT 0");
     assert_eq!(rekeyed(&mut c, "acme").0, "done");
     assert_eq!(records(&mut c), [20, 0, 0]);
+}
+
+fn rekey_ends_with_its_store(sut: &Sut) {
+    let server = sut.setup().keyring(&keyring(&[1])).start();
+    let mut c = server.client();
+    add(&mut c, "acme", 2000);
+    add(&mut c, "zeta", 500);
+    reload(&server, &[1, 2]);
+    for store in ["acme", "zeta"] {
+        assert_eq!(rekey(&mut c, store).0, "running");
+    }
+    while c.ok("KG.DELSTORE acme").int() > 0 {
+        // Each slice stops the job. One that somebody starts again copes with keys that vanish.
+        rekey(&mut c, "acme");
+    }
+    c.refused("NOSTORE", "KG.REKEY acme");
+    assert_eq!(rekeyed(&mut c, "zeta"), done(500));
+    assert_all_there(&mut c, "zeta", 500);
+    assert!(c.keys().iter().all(|key| !key.starts_with(b"{acme}") && key != b"acme"), "nothing comes back");
+    assert_eq!(records(&mut c), [500, 0]);
+    // A store of the same name starts with nothing done.
+    add(&mut c, "acme", 3);
+    assert_eq!(rekey(&mut c, "acme"), done(0));
 }
 
 fn rekey_begins_again_under_a_newer_key(sut: &Sut) {

@@ -324,16 +324,17 @@ fn a_store_must_exist_and_be_ours(sut: &Sut) {
         }
         assert!(with_store("text").starts_with("WRONGTYPE "), "{name}");
         assert!(with_store("foreign").starts_with("BADSTORE "), "{name}");
-        if !["KG.ADDKEY", "KG.ADDORG", "KG.BLOCKIP"].contains(&&*name) {
+        if !["KG.ADDKEY", "KG.ADDORG", "KG.BLOCKIP", "KG.SETSTORE"].contains(&&*name) {
             let text = with_store("nobody");
             assert!(text.starts_with("NOSTORE "), "{name}: {text}");
         }
     }
     assert_eq!(c.state(), before, "nothing of this has changed anything");
-    for command in ["KG.ADDKEY s1 n secret", "KG.ADDORG s2 shop", "KG.BLOCKIP s3 192.0.2.1 1h"] {
+    for command in ["KG.ADDKEY s1 n secret", "KG.ADDORG s2 shop", "KG.BLOCKIP s3 192.0.2.1 1h", "KG.SETSTORE s4 TZ UTC"]
+    {
         c.ok(command);
     }
-    for store in ["s1", "s2", "s3", "x.Y-z_9"] {
+    for store in ["s1", "s2", "s3", "s4", "x.Y-z_9"] {
         c.ok(args!["KG.ADDKEY", store, "n", "secret"]);
         c.refused("NOSUCH", &*format!("KG.REVEAL {store} 999"));
     }

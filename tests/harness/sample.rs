@@ -17,9 +17,10 @@ pub struct Sample {
 /// The secret of the vault's keys 1 and 2.
 const SECRET: &str = "sk-live-0123456789abcdef";
 
-/// Fills a server with buckets of all shapes and with the store `acme`. No window ends while a test runs.
+/// Fills a server with buckets of all shapes, the store `acme`, and `spare`, which is to go. No window ends while a test runs.
 pub fn populate(client: &mut Client) -> Sample {
     populate_buckets(client);
+    client.ok("KG.SETSTORE spare TZ Europe/Berlin");
     populate_store(client)
 }
 
@@ -64,6 +65,8 @@ pub fn populate_store(client: &mut Client) -> Sample {
     client.ok("KG.BLOCKIP acme 192.0.2.7 1h REASON scan");
     client.ok("KG.BLOCKIP acme 2001:db8::7 2h");
     populate_pool(client);
+    // One without keys, which can be deleted.
+    client.ok("KG.ADDORG acme spare");
     Sample { limited: limited.1, plain: plain.1, revoked: revoked.1, ids: [limited.0, plain.0, revoked.0] }
 }
 
@@ -127,6 +130,13 @@ pub fn commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
         args!["KG.BLOCKIP", "acme", "192.0.2.8", "1h", "REASON", "scan"],
         args!["KG.UNBLOCKIP", "acme", "192.0.2.8"],
         args!["KG.SETORG", "acme", "shop", "STATUS", "active"],
+        args!["KG.GETORG", "acme", "shop"],
+        args!["KG.LISTORGS", "acme", "STATUS", "active", "AFTER", "0", "COUNT", "10"],
+        args!["KG.DELORG", "acme", "spare"],
+        args!["KG.SETSTORE", "acme", "TZ", "Europe/Berlin", "IPTHRESHOLD", "50"],
+        args!["KG.SETSTORE", "acme", "CLEAR", "tz", "CLEAR", "ip_threshold"],
+        args!["KG.GETSTORE", "acme"],
+        args!["KG.DELSTORE", "spare"],
         args!["KG.REVOKE", "acme", id],
         args![
             "KG.ADDKEY",
