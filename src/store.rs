@@ -4,6 +4,7 @@
 //! replica without the module can follow. The packed field `r` is what commands believe; the readable fields beside it are
 //! written for people and never read back.
 
+use std::collections::BTreeMap;
 use std::ffi::CStr;
 
 use keyguard_core::digest::Digest;
@@ -518,12 +519,46 @@ impl<'c> Store<'c> {
     }
 }
 
-/// The name of an organization by its id, as the index of organizations has it.
-///
-/// # Errors
-/// [`Error::WrongType`] unless that is a hash or absent.
-pub fn org_name(orgs: &Key<'_>, id: u64) -> Result<Option<OwnedString>> {
-    orgs.hash_field(&to_c_string(&id.to_string()))
+/// The names of a store's organizations by their ids, as the index of organizations has them.
+pub enum OrgNames<'c> {
+    /// All of them: the server keeps a small hash as a list, and looks through that for every field.
+    Few(BTreeMap<u64, String>),
+    /// Where they stand.
+    Many(Key<'c>),
+}
+
+/// How many names a hash that is a list may have, as servers are configured unless told otherwise.
+const FEW_NAMES: i64 = 512;
+
+impl<'c> OrgNames<'c> {
+    /// Those of a store.
+    ///
+    /// # Errors
+    /// [`Error::WrongType`].
+    pub fn of(store: &Store<'c>) -> Result<Self> {
+        let name = store.name.orgs();
+        store.expect(&name, Kind::Hash)?;
+        if store.ctx.call(c"HLEN", c"Ev", &[&name]).integer().is_none_or(|len| len > FEW_NAMES) {
+            return store.read(&name).map(Self::Many);
+        }
+        let all = store.ctx.call(c"HGETALL", c"Ev", &[&name]);
+        let pairs = (0..).map_while(|index| Some((all.element(2 * index)?, all.element(2 * index + 1)?)));
+        Ok(Self::Few(pairs.filter_map(|(id, name)| Some((parse::unsigned(id.as_bytes())?, name))).collect()))
+    }
+
+    /// The name of an organization; None if there is none that one of ours can have.
+    ///
+    /// # Errors
+    /// [`Error::WrongType`].
+    pub fn name(&self, id: u64) -> Result<Option<String>> {
+        match self {
+            Self::Few(names) => Ok(names.get(&id).cloned()),
+            Self::Many(key) => {
+                let name = key.hash_field_named(OwnedString::new(id.to_string().as_bytes()).name())?;
+                Ok(name.and_then(|name| String::from_utf8(name.name().bytes().to_vec()).ok()))
+            }
+        }
+    }
 }
 
 /// The keyring keys that the records of a store use, by its header, and how many records use each.

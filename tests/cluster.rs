@@ -86,7 +86,6 @@ fn reads(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
         "KG.USABILITY",
         "KG.GETORG",
         "KG.LISTORGS",
-        "KG.GETSTORE",
         "KG.REVEAL",
         "KG.FINDKEY",
         "KG.CHECK",
@@ -103,11 +102,13 @@ fn reads(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
 
 /// The commands of a store that write, so that they change nothing of what the reads see.
 fn writes(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
-    let writing = ["KG.ADDKEY", "KG.ADDORG", "KG.NEWKEY", "KG.BLOCKIP", "KG.UNBLOCKIP", "KG.SETORG"];
+    let writing = ["KG.ADDKEY", "KG.ADDORG", "KG.NEWKEY", "KG.BLOCKIP", "KG.UNBLOCKIP", "KG.SETORG", "KG.DELORG"];
     let named = |command: &[Vec<u8>]| writing.iter().any(|name| name.as_bytes() == command[0]);
     let mut writes: Vec<_> = commands(sample).into_iter().filter(|command| named(command)).collect();
     writes.push(args!["KG.REVOKE", "acme", sample.ids[2]]);
     writes.push(args!["KG.DELKEY", "acme", "999"]);
+    // The last: where nothing stands in its way, nothing is left.
+    writes.push(args!["KG.DELSTORE", "acme"]);
     writes
 }
 

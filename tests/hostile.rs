@@ -237,6 +237,7 @@ fn store_commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
     all.extend((9..14).map(|id| args!["KG.GETKEY", "acme", id]));
     all.extend((0..5).map(|index| args!["KG.FINDKEY", "acme", format!("a-maps-secret-number-{index}")]));
     all.push(args!["KG.DELKEY", "acme", sample.ids[0], sample.ids[2], "1"]);
+    all.push(args!["KG.DELSTORE", "acme"]);
     all
 }
 

@@ -1,6 +1,6 @@
 //! Organizations: `KG.ADDORG`, `KG.SETORG`, `KG.GETORG`, `KG.LISTORGS`, `KG.DELORG`.
 
-use keyguard_core::names::{Listed, name};
+use keyguard_core::names::{Derived, Listed, name};
 use keyguard_core::record::{OrgRecord, OrgStatus, UnitLimits};
 use keyguard_core::{Error, Result};
 
@@ -10,7 +10,7 @@ use crate::args::{Args, once};
 use crate::ffi::{Kind, OwnedString};
 use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::{Map, integer};
-use crate::store::{Missing, ORGANIZATIONS, Store, org_fields, org_name};
+use crate::store::{Missing, ORGANIZATIONS, OrgNames, PACKED, Store, org_fields};
 
 /// `STATUS active | suspended`.
 const STATUS: Arg = Arg::one_of(c"status", &[Arg::word(c"active", c"active"), Arg::word(c"suspended", c"suspended")])
@@ -227,19 +227,22 @@ impl Command for ListOrgs {
         let mut ids = store.ids_after(Listed::Orgs, after, MAX_READ + 1)?;
         let more = ids.len() > MAX_READ;
         ids.truncate(MAX_READ);
-        let names = store.read(&store.name.orgs())?;
-        let mut found = Vec::new();
+        let names = OrgNames::of(&store)?;
+        // The name of the field is made once, and the buffer for those of keys.
+        let (field, mut key, mut found) = (OwnedString::new(PACKED.to_bytes()), Vec::new(), Vec::new());
         for id in &ids {
             if found.len() == count {
                 break;
             }
-            let Some(org) = org_name(&names, *id)? else { continue };
-            let damaged = Error::Damaged { what: "organization index" };
-            let packed = match store.packed_org(name(org.name().bytes(), "name").map_err(|_| damaged)?) {
+            let Some(org) = names.name(*id)? else { continue };
+            store.name.write_derived(&Derived::Org(org.as_bytes()), &mut key);
+            let record = store.read(&key)?;
+            if record.kind() == Kind::Empty {
                 // Somebody deleted it by hand.
-                Err(Error::NoSuch { .. }) => continue,
-                packed => packed?,
-            };
+                continue;
+            }
+            let packed = record.hash_field_named(field.name())?;
+            let packed = packed.ok_or(Error::Damaged { what: "organization record" })?;
             let (its_id, its_status) = {
                 let record = OrgRecord::decode(packed.name().bytes())?;
                 (record.id, record.status)
@@ -251,8 +254,7 @@ impl Command for ListOrgs {
         }
         let mut orgs = Vec::with_capacity(found.len());
         for (org, packed) in &found {
-            let org = name(org.name().bytes(), "name")?;
-            orgs.push((org, OrgRecord::decode(packed.name().bytes())?, store.keys_of_org(org)?));
+            orgs.push((org.as_str(), OrgRecord::decode(packed.name().bytes())?, store.keys_of_org(org)?));
         }
 
         let rest_after = ids.last().filter(|_| more && found.len() < count);

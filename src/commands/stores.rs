@@ -14,8 +14,8 @@ use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::rekey;
 use crate::reply::{Map, Value, integer};
 use crate::store::{
-    API_KEYS, Fields, IP_THRESHOLD, MAX_IP_THRESHOLD, Missing, ORGANIZATIONS, PACKED, Store, TZ, VAULT_KEYS,
-    fingerprints, org_name,
+    API_KEYS, Fields, IP_THRESHOLD, MAX_IP_THRESHOLD, Missing, ORGANIZATIONS, OrgNames, PACKED, Store, TZ, VAULT_KEYS,
+    fingerprints,
 };
 
 /// `KG.SETSTORE store [TZ zone] [IPTHRESHOLD n] [CLEAR field]...`
@@ -162,12 +162,11 @@ impl Command for DelStore {
         let slice = records.decoded();
         let mut doomed = Doomed::of_store(&store, &slice)?;
         let orgs = store.ids_after(Listed::Orgs, 0, records.room())?;
-        let names = store.read(&store.name.orgs())?;
+        let names = OrgNames::of(&store)?;
         let mut keys = Vec::new();
         for id in &orgs {
-            if let Some(org) = org_name(&names, *id)? {
-                let org = org.name().bytes();
-                keys.extend([store.name.org(org), store.name.orgwin(org)]);
+            if let Some(org) = names.name(*id)? {
+                keys.extend([store.name.org(&org), store.name.orgwin(&org)]);
             }
         }
         drop(names);
