@@ -17,9 +17,9 @@
 //!
 //! A bucket is a key of the caller's choice that holds a window log. A store `acme` is a hash of that name, its header, and keys
 //! that begin with `{acme}:`, so that one command may touch them all in a cluster. Key records and organizations are hashes whose
-//! field `r` is what commands believe, packed; two bitmaps list the ids of records by type. Window logs, the hot state of records,
-//! pools of vault keys and address rules are values of native types ([`native`]): they are saved, copied, migrated and compared as
-//! one versioned string.
+//! field `r` is what commands believe, packed; bitmaps list the ids of records by type, and those of organizations. Window logs,
+//! the hot state of records, pools of vault keys and address rules are values of native types ([`native`]): they are saved, copied,
+//! migrated and compared as one versioned string.
 //!
 //! A pool holds all that choosing among the vault keys of one name needs: what their records say of them, and what happened to them.
 //! A record is what counts: where the pool disagrees with it, [`acquire`] puts the pool right. What makes the choice quick
