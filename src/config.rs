@@ -1,9 +1,11 @@
 //! Settings: from the arguments of `loadmodule`, then from `keyguard.*` lines of the configuration file, then from CONFIG SET.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_longlong, c_void};
 use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use keyguard_core::failures::MAX_THRESHOLD;
+use keyguard_core::ip::MAX_AUTOMATIC_MS;
 use keyguard_core::{Error, parse};
 
 use crate::ffi::{self, Ctx, Name, OwnedString, api, raw, to_c_string};
@@ -19,6 +21,12 @@ pub struct Settings {
     block_max: String,
     /// The same in milliseconds.
     block_max_ms: u64,
+    /// `ip-block-threshold`: an address with more failed look-ups within an hour is blocked; 0 is never.
+    ip_block_threshold: u64,
+    /// `ip-block-duration`: for how long, the first time, as it was written.
+    ip_block_duration: String,
+    /// The same in milliseconds.
+    ip_block_duration_ms: u64,
 }
 
 impl Default for Settings {
@@ -28,6 +36,9 @@ impl Default for Settings {
             keyring_auto_create: false,
             block_max: "1h".to_owned(),
             block_max_ms: 60 * 60 * 1000,
+            ip_block_threshold: 100,
+            ip_block_duration: "24h".to_owned(),
+            ip_block_duration_ms: 24 * 60 * 60 * 1000,
         }
     }
 }
@@ -37,6 +48,15 @@ impl Settings {
         self.block_max_ms = parse::duration_with_unit_ms(value.as_bytes(), "block-max")
             .map_err(|_| "block-max is a duration with its unit: 500ms, 30s, 5m, 2h or 7d")?;
         self.block_max = value.to_owned();
+        Ok(())
+    }
+
+    fn set_ip_block_duration(&mut self, value: &str) -> Result<(), &'static str> {
+        self.ip_block_duration_ms = parse::duration_with_unit_ms(value.as_bytes(), "ip-block-duration")
+            .ok()
+            .filter(|ms| *ms <= MAX_AUTOMATIC_MS)
+            .ok_or("ip-block-duration is a duration with its unit, at most 30d: 500ms, 30s, 5m, 2h or 7d")?;
+        self.ip_block_duration = value.to_owned();
         Ok(())
     }
 }
@@ -58,6 +78,16 @@ pub fn checked_block_ms(block_ms: u64) -> Result<u64, Error> {
     if block_ms <= max_ms { Ok(block_ms) } else { Err(Error::Invalid { what: "BLOCK", accepted }) }
 }
 
+/// More failed look-ups of an address than this within an hour are too many, unless its store says otherwise; 0 is never.
+pub fn ip_block_threshold() -> u64 {
+    lock().get_or_insert_default().ip_block_threshold
+}
+
+/// How long the first block lasts that follows on too many, in milliseconds.
+pub fn ip_block_duration_ms() -> u64 {
+    lock().get_or_insert_default().ip_block_duration_ms
+}
+
 fn lock() -> MutexGuard<'static, Option<Settings>> {
     SETTINGS.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -73,6 +103,7 @@ pub fn register(ctx: Ctx<'_>, arguments: &[Name<'_>]) -> Result<(), String> {
     let fixed = raw::REDISMODULE_CONFIG_IMMUTABLE;
     let file = to_c_string(&defaults.keyring_file);
     let block_max = to_c_string(&defaults.block_max);
+    let ip_block_duration = to_c_string(&defaults.ip_block_duration);
     // SAFETY: names and defaults end in NUL and are copied; the callbacks have the types that the server calls them with.
     let registered = unsafe {
         api!(RedisModule_RegisterStringConfig)(
@@ -95,6 +126,28 @@ pub fn register(ctx: Ctx<'_>, arguments: &[Name<'_>]) -> Result<(), String> {
                 None,
                 ptr::null_mut(),
             ) == ffi::OK
+            && api!(RedisModule_RegisterStringConfig)(
+                ctx.as_raw(),
+                IP_BLOCK_DURATION.as_ptr(),
+                ip_block_duration.as_ptr(),
+                raw::REDISMODULE_CONFIG_DEFAULT,
+                Some(text),
+                Some(set_text),
+                None,
+                ptr::null_mut(),
+            ) == ffi::OK
+            && api!(RedisModule_RegisterNumericConfig)(
+                ctx.as_raw(),
+                c"ip-block-threshold".as_ptr(),
+                defaults.ip_block_threshold as c_longlong,
+                raw::REDISMODULE_CONFIG_DEFAULT,
+                0,
+                MAX_THRESHOLD as c_longlong,
+                Some(threshold),
+                Some(set_threshold),
+                None,
+                ptr::null_mut(),
+            ) == ffi::OK
             && api!(RedisModule_RegisterBoolConfig)(
                 ctx.as_raw(),
                 c"keyring-auto-create".as_ptr(),
@@ -111,8 +164,8 @@ pub fn register(ctx: Ctx<'_>, arguments: &[Name<'_>]) -> Result<(), String> {
 }
 
 fn from_arguments(arguments: &[Name<'_>]) -> Result<Settings, String> {
-    const USAGE: &str =
-        "loadmodule libkeyguard.so [keyring-file path] [keyring-auto-create yes|no] [block-max duration]";
+    const USAGE: &str = "loadmodule libkeyguard.so [keyring-file path] [keyring-auto-create yes|no] [block-max duration] \
+                         [ip-block-threshold n] [ip-block-duration duration]";
     let mut settings = Settings::default();
     for pair in arguments.chunks(2) {
         let [name, value] = pair else { return Err(format!("an argument has no value; usage: {USAGE}")) };
@@ -127,6 +180,12 @@ fn from_arguments(arguments: &[Name<'_>]) -> Result<Settings, String> {
                 };
             }
             b"block-max" => settings.set_block_max(value)?,
+            b"ip-block-threshold" => {
+                settings.ip_block_threshold = parse::unsigned(value.as_bytes())
+                    .filter(|threshold| *threshold <= MAX_THRESHOLD)
+                    .ok_or("ip-block-threshold is a whole number from 0 to 60000")?;
+            }
+            b"ip-block-duration" => settings.set_ip_block_duration(value)?,
             _ => return Err(format!("unknown argument; usage: {USAGE}")),
         }
     }
@@ -135,6 +194,7 @@ fn from_arguments(arguments: &[Name<'_>]) -> Result<Settings, String> {
 
 const KEYRING_FILE: &CStr = c"keyring-file";
 const BLOCK_MAX: &CStr = c"block-max";
+const IP_BLOCK_DURATION: &CStr = c"ip-block-duration";
 
 /// The server takes the string and leaves it to us: one is kept, and replaced when asked for again.
 unsafe extern "C" fn text(name: *const c_char, _: *mut c_void) -> *mut raw::RedisModuleString {
@@ -143,8 +203,14 @@ unsafe extern "C" fn text(name: *const c_char, _: *mut c_void) -> *mut raw::Redi
         let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
         let settings = settings();
         // SAFETY: the server gives the name that the setting was registered under.
-        let value =
-            if unsafe { CStr::from_ptr(name) } == BLOCK_MAX { settings.block_max } else { settings.keyring_file };
+        let name = unsafe { CStr::from_ptr(name) };
+        let value = if name == BLOCK_MAX {
+            settings.block_max
+        } else if name == IP_BLOCK_DURATION {
+            settings.ip_block_duration
+        } else {
+            settings.keyring_file
+        };
         let value = OwnedString::new(value.as_bytes());
         let raw = value.as_raw();
         *last = Some(Kept { _value: value });
@@ -174,6 +240,9 @@ unsafe extern "C" fn set_text(
             if name == BLOCK_MAX {
                 return settings.set_block_max(value);
             }
+            if name == IP_BLOCK_DURATION {
+                return settings.set_ip_block_duration(value);
+            }
             settings.keyring_file = value.to_owned();
             Ok(())
         });
@@ -181,6 +250,23 @@ unsafe extern "C" fn set_text(
         // SAFETY: the server frees the text that it is given.
         unsafe { *error = OwnedString::new(why.as_bytes()).into_raw() };
         ffi::ERR
+    })
+}
+
+unsafe extern "C" fn threshold(_: *const c_char, _: *mut c_void) -> c_longlong {
+    ffi::guarded(0, || ip_block_threshold() as c_longlong)
+}
+
+/// The server has made sure that the value lies within the bounds.
+unsafe extern "C" fn set_threshold(
+    _: *const c_char,
+    value: c_longlong,
+    _: *mut c_void,
+    _: *mut *mut raw::RedisModuleString,
+) -> c_int {
+    ffi::guarded(ffi::ERR, || {
+        lock().get_or_insert_default().ip_block_threshold = u64::try_from(value).unwrap_or(0);
+        ffi::OK
     })
 }
 

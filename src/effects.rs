@@ -3,8 +3,11 @@
 
 use std::ffi::CStr;
 
-use keyguard_core::effect::{BUCKET_EFFECT_BYTES, Charges, Claimed, Effect, Handed, Owner, UnitClaims, WholeValue};
-use keyguard_core::ip::{Net, Rule, Rules};
+use keyguard_core::address::AddressLogs;
+use keyguard_core::effect::{
+    BUCKET_EFFECT_BYTES, Charges, Claimed, Effect, Handed, Owner, UnitClaims, WholeValue, path_of,
+};
+use keyguard_core::ip::{By, Kind, Net, Rule, Rules};
 use keyguard_core::meters::Meters;
 use keyguard_core::names::StoreName;
 use keyguard_core::pool::{HandOut, Pool, Traits, Unit};
@@ -95,18 +98,45 @@ pub fn apply(ctx: Ctx<'_>, name: Name<'_>, effect: &Effect<'_>) -> Result<()> {
         }
         Effect::Charge(charges) => charge(ctx, StoreName::parse(name.bytes())?, charges)?,
         Effect::Block { at_ms, net, until_ms, reason } => {
-            let rule = Rule { until_ms: *until_ms, reason: (*reason).to_owned() };
+            let kind = Kind::Block;
+            let rule = Rule { kind, path: None, until_ms: *until_ms, reason, by: By::Hand, strikes: None };
             let net = Net::parse(net.as_bytes())?;
-            change_rules(ctx, StoreName::parse(name.bytes())?, |rules| {
-                rules.prune(*at_ms);
-                rules.block(net, rule).map(drop)
-            })?;
+            change_rules(ctx, StoreName::parse(name.bytes())?, |rules| rules.set(net, &rule, *at_ms))?;
         }
         Effect::Unblock { net } => {
             let net = Net::parse(net.as_bytes())?;
             change_rules(ctx, StoreName::parse(name.bytes())?, |rules| {
-                rules.unblock(net);
+                rules.remove(net, Kind::Block, None);
                 Ok(())
+            })?;
+        }
+        Effect::SetRule { at_ms, net, rule } => {
+            let (net, rule) = (Net::parse(net.as_bytes())?, rule.rule()?);
+            change_rules(ctx, StoreName::parse(name.bytes())?, |rules| rules.set(net, &rule, *at_ms))?;
+        }
+        Effect::DropRule { net, kind, path } => {
+            let (net, path) = (Net::parse(net.as_bytes())?, path_of(*path)?);
+            change_rules(ctx, StoreName::parse(name.bytes())?, |rules| {
+                rules.remove(net, *kind, path.as_ref());
+                Ok(())
+            })?;
+        }
+        Effect::ClaimAddress { net, path, claimed } => {
+            let (net, path) = (Net::parse(net.as_bytes())?, path_of(*path)?);
+            change_address(ctx, StoreName::parse(name.bytes())?, net, |logs| logs.claim(path.as_ref(), *claimed))?;
+        }
+        Effect::ClearAddress { net, path, blocks } => {
+            let (store, net, path) = (StoreName::parse(name.bytes())?, Net::parse(net.as_bytes())?, path_of(*path)?);
+            let blocks = blocks.iter().map(|path| path_of(*path)).collect::<Result<Vec<_>>>()?;
+            if !blocks.is_empty() {
+                change_rules(ctx, store, |rules| {
+                    blocks.iter().for_each(|path| _ = rules.remove(net, Kind::Block, path.as_ref()));
+                    Ok(())
+                })?;
+            }
+            change_address(ctx, store, net, |logs| match &path {
+                Some(path) => _ = logs.clear(path),
+                None => *logs = AddressLogs::default(),
             })?;
         }
         Effect::Enroll { pool, from, id, traits } => {
@@ -151,6 +181,7 @@ pub fn apply(ctx: Ctx<'_>, name: Name<'_>, effect: &Effect<'_>) -> Result<()> {
             WholeValue::Meters(bytes) => replace::<Meters>(ctx, name, bytes)?,
             WholeValue::Rules(bytes) => replace::<Rules>(ctx, name, bytes)?,
             WholeValue::Pool(bytes) => replace::<Pool>(ctx, name, bytes)?,
+            WholeValue::Address(bytes) => replace::<AddressLogs>(ctx, name, bytes)?,
         },
     }
     Ok(())
@@ -286,6 +317,20 @@ fn change_rules(ctx: Ctx<'_>, store: StoreName<'_>, change: impl FnOnce(&mut Rul
                 key.put(rules);
             }
         }
+    }
+    ctx.signal_modified(name.name());
+    Ok(())
+}
+
+/// Changes what an address claimed, and the key's expiry with it; where nothing is left, the key goes.
+fn change_address(ctx: Ctx<'_>, store: StoreName<'_>, net: Net, change: impl FnOnce(&mut AddressLogs)) -> Result<()> {
+    let name = OwnedString::new(&store.ip(net));
+    let mut key = ctx.change(name.name());
+    let logs: &mut AddressLogs = value_of(&mut key)?;
+    change(logs);
+    match logs.expires_at_ms() {
+        Some(at_ms) => key.expire_at(at_ms),
+        None => key.delete(),
     }
     ctx.signal_modified(name.name());
     Ok(())

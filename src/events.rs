@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use crate::ffi::{self, Ctx, api, raw};
-use crate::{eviction, rekey, survey, waiting};
+use crate::{eviction, failures, rekey, survey, waiting};
 
 /// Asks to be told.
 pub fn subscribe(ctx: Ctx<'_>) {
@@ -26,15 +26,18 @@ unsafe extern "C" fn on_event(ctx: *mut raw::RedisModuleCtx, event: raw::RedisMo
     ffi::guarded((), || match event.id {
         raw::REDISMODULE_EVENT_CONFIG => eviction::look(ctx),
         raw::REDISMODULE_EVENT_FLUSHDB if sub == raw::REDISMODULE_SUBEVENT_FLUSHDB_END => {
+            failures::forget_all();
             rekey::data_replaced();
             waiting::all_touched(ctx);
         }
         raw::REDISMODULE_EVENT_SWAPDB => {
+            failures::forget_all();
             survey::start_over();
             rekey::data_replaced();
             waiting::all_touched(ctx);
         }
         raw::REDISMODULE_EVENT_LOADING if sub == raw::REDISMODULE_SUBEVENT_LOADING_ENDED => {
+            failures::forget_all();
             survey::start(ctx);
             rekey::data_replaced();
             waiting::all_touched(ctx);

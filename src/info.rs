@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 
 use crate::ffi::{self, api, raw};
-use crate::{eviction, keyring, rekey, survey, waiting};
+use crate::{eviction, failures, keyring, rekey, survey, waiting};
 
 /// Registers the section.
 pub fn register(ctx: ffi::Ctx<'_>) {
@@ -41,6 +41,8 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
                 (c"waiters", waiting.waiters as u64),
                 (c"waiting_lines", waiting.lines as u64),
                 (c"longest_wait_ms", longest_wait_ms),
+                (c"addresses_failing", failures::addresses(now_ms)),
+                (c"automatic_blocks", failures::blocks()),
                 (c"rekey_running", u64::from(rekey.state == rekey::State::Running)),
                 (c"rekey_done", rekey.done),
                 (c"rekey_left", rekey.left),

@@ -54,6 +54,7 @@ mod config;
 mod effects;
 mod events;
 mod eviction;
+mod failures;
 mod ffi;
 mod info;
 mod keyring;

@@ -1,13 +1,14 @@
 //! The native types: one set of callbacks for every value that knows how to become bytes and back.
 //!
-//! Buckets ([`WindowLog`]), the hot state of records and organizations ([`Meters`]), pools of vault keys ([`Pool`]) and address
-//! rules ([`Rules`]) live in the keyspace as values of our own. Each is saved as one string of its own versioned encoding, which one total function reads
-//! back: a crafted dump gives an error, never a crash.
+//! Buckets ([`WindowLog`]), the hot state of records and organizations ([`Meters`]), pools of vault keys ([`Pool`]), address
+//! rules ([`Rules`]) and what addresses claimed ([`AddressLogs`]) live in the keyspace as values of our own. Each is saved as one
+//! string of its own versioned encoding, which one total function reads back: a crafted dump gives an error, never a crash.
 
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+use keyguard_core::address::AddressLogs;
 use keyguard_core::effect::{Effect, WholeValue};
 use keyguard_core::ip::Rules;
 use keyguard_core::meters::Meters;
@@ -102,7 +103,8 @@ native!(
 );
 native!(Meters, c"kgmeters1", Meters, self, self.encode(), Meters::decode, self.allocations());
 native!(Pool, c"kgkeypool", Pool, self, self.encode(), Pool::decode, self.allocations(), unlinked: waiting::unlinked);
-native!(Rules, c"kgiprules", Rules, self, self.encode(), |bytes| Rules::decode(bytes).ok(), self.len());
+native!(Rules, c"kgiprules", Rules, self, self.encode(), |bytes| Rules::decode(bytes).ok(), self.allocations());
+native!(AddressLogs, c"kgaddress", Address, self, self.encode(), AddressLogs::decode, self.allocations());
 
 /// Registers all native types.
 ///
@@ -112,7 +114,8 @@ pub fn register(ctx: Ctx<'_>) -> Result<()> {
     register_type::<WindowLog>(ctx)?;
     register_type::<Meters>(ctx)?;
     register_type::<Pool>(ctx)?;
-    register_type::<Rules>(ctx)
+    register_type::<Rules>(ctx)?;
+    register_type::<AddressLogs>(ctx)
 }
 
 fn register_type<T: Native>(ctx: Ctx<'_>) -> Result<()> {

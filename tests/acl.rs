@@ -10,23 +10,35 @@ server_tests![
     categories_grant_and_deny,
 ];
 
-const USE: [&str; 7] = ["kg.auth", "kg.check", "kg.claim", "kg.feedback", "kg.refund", "kg.remaining", "kg.settle"];
+const USE: [&str; 9] = [
+    "kg.auth",
+    "kg.check",
+    "kg.claim",
+    "kg.claimip",
+    "kg.clearip",
+    "kg.feedback",
+    "kg.refund",
+    "kg.remaining",
+    "kg.settle",
+];
 const SECRETS: [&str; 4] = ["kg.acquire", "kg.findkey", "kg.newkey", "kg.reveal"];
-const READ: [&str; 10] = [
+const READ: [&str; 11] = [
     "kg.checkip",
     "kg.countkeys",
     "kg.getkey",
     "kg.getorg",
     "kg.getstore",
     "kg.inspect",
+    "kg.listips",
     "kg.listkeys",
     "kg.listorgs",
     "kg.nextkey",
     "kg.usability",
 ];
-const ADMIN: [&str; 13] = [
+const ADMIN: [&str; 15] = [
     "kg.addkey",
     "kg.addorg",
+    "kg.allowip",
     "kg.blockip",
     "kg.delkey",
     "kg.delorg",
@@ -37,6 +49,7 @@ const ADMIN: [&str; 13] = [
     "kg.setkey",
     "kg.setorg",
     "kg.setstore",
+    "kg.unallowip",
     "kg.unblockip",
 ];
 

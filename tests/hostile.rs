@@ -17,6 +17,7 @@ server_tests![
     damaged_payloads_of_buckets,
     damaged_payloads_of_key_windows,
     damaged_payloads_of_address_rules,
+    damaged_payloads_of_claims_of_addresses,
     damaged_payloads_of_pools,
 ];
 
@@ -233,6 +234,7 @@ fn store_commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
     all.push(args!["KG.AUTH", "acme", sample.plain, "IP", "192.0.2.7"]);
     all.push(args!["KG.CHECK", "acme", sample.limited, "SCOPE", "read"]);
     all.push(args!["KG.CHECK", "acme", sample.revoked]);
+    all.push(args!["KG.CLAIMIP", "acme", "192.0.2.10", "5", "1h", "PATH", "/shop"]);
     all.push(args!["KG.FINDKEY", "acme", "another-secret"]);
     all.extend((9..14).map(|id| args!["KG.GETKEY", "acme", id]));
     all.extend((0..5).map(|index| args!["KG.FINDKEY", "acme", format!("a-maps-secret-number-{index}")]));
@@ -562,6 +564,23 @@ fn damaged_payloads_of_address_rules(sut: &Sut) {
             args!["KG.AUTH", "acme", sample.plain, "IP", "2001:db8::7"],
             args!["KG.BLOCKIP", "acme", "192.0.2.8", "1h", "REASON", "scan"],
             args!["KG.UNBLOCKIP", "acme", "192.0.2.7"],
+            args!["KG.CHECKIP", "acme", "192.0.2.10", "PATH", "/login/x"],
+            args!["KG.LISTIPS", "acme"],
+            args!["KG.ALLOWIP", "acme", "10.0.0.0/8", "PATH", "/x"],
+            args!["KG.CLEARIP", "acme", "192.0.2.10"],
+            args!["DUMP", key],
+            args!["DEBUG", "DIGEST-VALUE", key],
+        ]
+    });
+}
+
+fn damaged_payloads_of_claims_of_addresses(sut: &Sut) {
+    fuzz(sut, &["{acme}:ip:192.0.2.9"], |_, key| {
+        vec![
+            args!["KG.CLAIMIP", "acme", "192.0.2.9", "1000000", "1h", "PATH", "/login"],
+            args!["KG.CLAIMIP", "acme", "192.0.2.9", "1", "1h", "PATH", "/shop", "LOCKOUT", "1ms"],
+            args!["KG.CLAIMIP", "acme", "192.0.2.9", "1", "1h"],
+            args!["KG.CLEARIP", "acme", "192.0.2.9", "PATH", "/login"],
             args!["DUMP", key],
             args!["DEBUG", "DIGEST-VALUE", key],
         ]

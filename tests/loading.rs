@@ -434,6 +434,7 @@ fn describes_its_commands(sut: &Sut) {
             "KG.FINDKEY",
             "KG.CHECK",
             "KG.CHECKIP",
+            "KG.LISTIPS",
         ];
         assert_eq!(flags.contains(&"RO".to_owned()), reads.contains(&&*name), "{name}: {flags:?}");
     }

@@ -15,6 +15,7 @@
 
 mod acl;
 mod acquire;
+mod addresses;
 mod claim;
 mod cluster;
 mod docs;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         listing::TESTS,
         gate::TESTS,
         stores::TESTS,
+        addresses::TESTS,
         secrecy::TESTS,
         acl::TESTS,
         loading::TESTS,

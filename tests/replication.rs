@@ -424,6 +424,7 @@ fn replica_does_not_write(sut: &Sut) {
             "KG.FINDKEY",
             "KG.CHECK",
             "KG.CHECKIP",
+            "KG.LISTIPS",
         ];
         // A keyring is no data: every server has its own.
         if reads.contains(&&*name) || name == "KG.KEYRING" {

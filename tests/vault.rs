@@ -324,7 +324,7 @@ fn a_store_must_exist_and_be_ours(sut: &Sut) {
         }
         assert!(with_store("text").starts_with("WRONGTYPE "), "{name}");
         assert!(with_store("foreign").starts_with("BADSTORE "), "{name}");
-        if !["KG.ADDKEY", "KG.ADDORG", "KG.BLOCKIP", "KG.SETSTORE"].contains(&&*name) {
+        if !["KG.ADDKEY", "KG.ADDORG", "KG.ALLOWIP", "KG.BLOCKIP", "KG.SETSTORE"].contains(&&*name) {
             let text = with_store("nobody");
             assert!(text.starts_with("NOSTORE "), "{name}: {text}");
         }
@@ -459,7 +459,7 @@ fn full_memory_refuses_additions_only(sut: &Sut) {
         let reply = c.call(&command);
         match &*name {
             "KG.APPLY" => assert_eq!(reply.error_code(), "ERR"),
-            "KG.CLAIM" | "KG.ACQUIRE" | "KG.AUTH" | "KG.ADDKEY" | "KG.ADDORG" | "KG.NEWKEY" => {
+            "KG.CLAIM" | "KG.CLAIMIP" | "KG.ACQUIRE" | "KG.AUTH" | "KG.ADDKEY" | "KG.ADDORG" | "KG.NEWKEY" => {
                 assert_eq!(reply.error_code(), "OOM", "{name}");
             }
             _ => assert!(!reply.is_error(), "{name} works with full memory: {reply:?}"),

@@ -3,11 +3,13 @@
 
 use std::fs;
 
+use keyguard_core::address::AddressLogs;
 use keyguard_core::cooling::Cooling;
-use keyguard_core::effect::{Charge, Claimed, Effect, Handed, Owner, WholeValue};
-use keyguard_core::ip::{Net, Rule, Rules};
+use keyguard_core::effect::{Charge, Claimed, Effect, Handed, Owner, RuleSet, WholeValue};
+use keyguard_core::ip::{By, Kind, Net, Rule, Rules, Strikes};
 use keyguard_core::limit::Limit;
 use keyguard_core::meters::Meters;
+use keyguard_core::path::Path;
 use keyguard_core::pool::{HandOut, Pool, Traits, Unit};
 use keyguard_core::record::{UnitLimit, UnitLimits};
 use keyguard_core::window::WindowLog;
@@ -77,6 +79,23 @@ fn main() {
     block(&mut rules, "2001:db8::7", None, "one of a /64");
     block(&mut rules, "2001:db8::/32", Some(START_MS + 1), "");
     write("rules_decode", "both_families", &rules.encode());
+    set(&mut rules, "192.0.2.7", &by_hand(Kind::Allow, Some("/a")));
+    set(&mut rules, "192.0.2.7", &by_hand(Kind::Block, Some("/a/b")));
+    let strikes = Some(Strikes { count: 2, until_ms: START_MS + 1 });
+    let failed = Rule { by: By::Failures, until_ms: Some(START_MS), strikes, ..by_hand(Kind::Block, None) };
+    set(&mut rules, "192.0.2.8", &failed);
+    set(&mut rules, "192.0.2.9", &Rule { by: By::Claims, strikes: None, ..failed.clone() });
+    write("rules_decode", "paths_and_automatic", &rules.encode());
+
+    let mut logs = AddressLogs::default();
+    write("address_decode", "empty", &logs.encode());
+    logs.claim(None, claimed(0));
+    write("address_decode", "no_path", &logs.encode());
+    for (index, path) in ["/login", "/a/path", "/a"].into_iter().enumerate() {
+        let path = Path::parse(path.as_bytes()).expect("a path");
+        (0..30).for_each(|step| logs.claim(Some(&path), claimed(step * (1 + index as u64))));
+    }
+    write("address_decode", "paths", &logs.encode());
 
     let charge = |owner| Charge { owner, unit: "requests", claimed: claimed(0) };
     for (name, effect) in [
@@ -106,6 +125,11 @@ fn main() {
         ("cool", Effect::Cool { pool: "openai", id: 17, cooling: None }),
         ("settle", Effect::Settle { pool: "a", id: 1, at_ms: 7, own: vec![("tokens", 480, 60_000)], account: None }),
         ("whole_pool", Effect::Whole { value: WholeValue::Pool(&Pool::default().encode()) }),
+        ("set_rule", Effect::SetRule { at_ms: START_MS, net: "192.0.2.8", rule: RuleSet::of(&failed) }),
+        ("drop_rule", Effect::DropRule { net: "192.0.2.8", kind: Kind::Allow, path: Some("/a") }),
+        ("claim_address", Effect::ClaimAddress { net: "192.0.2.8", path: Some("/a"), claimed: claimed(0) }),
+        ("clear_address", Effect::ClearAddress { net: "192.0.2.8", path: None, blocks: vec![None, Some("/a")] }),
+        ("whole_address", Effect::Whole { value: WholeValue::Address(&logs.encode()) }),
         ("whole_rules", Effect::Whole { value: WholeValue::Rules(&Rules::new().encode()) }),
     ] {
         write("effect_decode", name, &effect.encode().expect("an effect can be packed"));
@@ -169,8 +193,16 @@ fn claimed(after_ms: u64) -> Claimed {
 }
 
 fn block(rules: &mut Rules, net: &str, until_ms: Option<u64>, reason: &str) {
-    let net = Net::parse(net.as_bytes()).expect("a network");
-    rules.block(net, Rule { until_ms, reason: reason.to_owned() }).expect("a rule");
+    set(rules, net, &Rule { until_ms, reason, ..by_hand(Kind::Block, None) });
+}
+
+fn by_hand(kind: Kind, path: Option<&str>) -> Rule<'_> {
+    let path = path.map(|path| Path::parse(path.as_bytes()).expect("a path"));
+    Rule { kind, path, until_ms: None, reason: "", by: By::Hand, strikes: None }
+}
+
+fn set(rules: &mut Rules, net: &str, rule: &Rule<'_>) {
+    rules.set(Net::parse(net.as_bytes()).expect("a network"), rule, 0).expect("a rule");
 }
 
 fn write(target: &str, name: &str, bytes: &[u8]) {

@@ -3,7 +3,7 @@
 use arrayvec::ArrayVec;
 use keyguard_core::digest::{Digest, Domain, digest};
 use keyguard_core::effect::{Charge, Charges, Claimed, Effect, Owner};
-use keyguard_core::ip::{Address, Rules};
+use keyguard_core::ip::{Address, Rules, Standing};
 use keyguard_core::limit::{Limits, MAX_LIMITS};
 use keyguard_core::limiter::{Moment, Verdict, clock, decide, longest_ms};
 use keyguard_core::meters::Meters;
@@ -16,6 +16,7 @@ use keyguard_core::{Error, Result};
 use super::{COST, Call, unit};
 use crate::args::{Args, once};
 use crate::effects;
+use crate::failures;
 use crate::ffi::OwnedString;
 use crate::keyring;
 use crate::register::{Access, Arg, Category, Command, Spec};
@@ -126,9 +127,11 @@ fn authenticate(call: &Call<'_>, mut args: Args<'_>, charging: bool) -> Result<(
 
     if let Some(address) = asked.address {
         let rules = store.read(&store.name.ips())?;
-        if let Some((_, rule)) = rules.native::<Rules>()?.and_then(|rules| rules.blocked(address, call.now_ms)) {
+        if let Some(Standing::Blocked(_, rule)) =
+            rules.native::<Rules>()?.map(|rules| rules.judge(address, None, call.now_ms))
+        {
             map.field("code", "IP_BLOCKED");
-            map.optional("retry_after_ms", rule.until_ms.map(|until| until.saturating_sub(call.now_ms)));
+            map.optional("retry_after_ms", rule.left_ms(call.now_ms));
             map.field("limited_by", "address");
             map.send(call.ctx);
             return Ok(());
@@ -137,6 +140,12 @@ fn authenticate(call: &Call<'_>, mut args: Args<'_>, charging: bool) -> Result<(
 
     let Some((id, packed)) = look_up(call, &store, raw_key)? else {
         store.confirm()?;
+        if let Some(address) = asked.address
+            && charging
+            && !raw_key.is_empty()
+        {
+            failures::note(call, &store, address)?;
+        }
         map.field("code", "NOT_FOUND").send(call.ctx);
         return Ok(());
     };

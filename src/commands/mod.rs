@@ -4,6 +4,7 @@
 //! and how `COMMAND DOCS` describes it stand beside its handler in a [`Command`].
 
 pub mod acquire;
+pub mod addresses;
 pub mod apply;
 pub mod auth;
 pub mod claim;
@@ -57,10 +58,15 @@ pub fn table() -> Vec<Entry> {
         Entry::of::<auth::Check>(),
         Entry::of::<ip::BlockIp>(),
         Entry::of::<ip::UnblockIp>(),
+        Entry::of::<ip::AllowIp>(),
+        Entry::of::<ip::UnallowIp>(),
+        Entry::of::<ip::ListIps>(),
         Entry::of::<ip::CheckIp>(),
         Entry::of::<stores::SetStore>(),
         Entry::of::<stores::GetStore>(),
         Entry::of::<stores::DelStore>(),
+        Entry::of::<addresses::ClaimIp>(),
+        Entry::of::<addresses::ClearIp>(),
         Entry::of::<keyring::KeyringCommand>(),
         Entry::of::<keyring::Rekey>(),
         Entry::of::<apply::Apply>(),

@@ -64,6 +64,13 @@ pub fn populate_store(client: &mut Client) -> Sample {
     client.ok(format!("KG.REVOKE acme {}", revoked.0));
     client.ok("KG.BLOCKIP acme 192.0.2.7 1h REASON scan");
     client.ok("KG.BLOCKIP acme 2001:db8::7 2h");
+    client.ok("KG.ALLOWIP acme 198.51.100.0/24 PATH /open");
+    for path in ["/login", "/shop"] {
+        client.ok(format!("KG.CLAIMIP acme 192.0.2.9 5 1h PATH {path}"));
+    }
+    for code in ["VALID", "RATE_LIMITED"] {
+        assert_eq!(client.code("KG.CLAIMIP acme 192.0.2.10 1 1h PATH /login LOCKOUT 2h"), code);
+    }
     populate_pool(client);
     // One without keys, which can be deleted.
     client.ok("KG.ADDORG acme spare");
@@ -127,6 +134,12 @@ pub fn commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
         ],
         args!["KG.CHECK", "acme", sample.plain, "IP", "198.51.100.1"],
         args!["KG.CHECKIP", "acme", "192.0.2.7"],
+        args!["KG.CHECKIP", "acme", "192.0.2.10", "PATH", "/login"],
+        args!["KG.LISTIPS", "acme", "CURSOR", "192.0.2.7,block", "COUNT", "10"],
+        args!["KG.CLAIMIP", "acme", "192.0.2.9", "5", "1h", "PATH", "/login", "LOCKOUT", "1h", "EVERYWHERE"],
+        args!["KG.CLEARIP", "acme", "192.0.2.9", "PATH", "/shop"],
+        args!["KG.ALLOWIP", "acme", "198.51.100.0/25", "UNTIL", "4:00 PM", "PATH", "/open", "REASON", "office"],
+        args!["KG.UNALLOWIP", "acme", "198.51.100.0/25", "PATH", "/open"],
         args!["KG.BLOCKIP", "acme", "192.0.2.8", "1h", "REASON", "scan"],
         args!["KG.UNBLOCKIP", "acme", "192.0.2.8"],
         args!["KG.SETORG", "acme", "shop", "STATUS", "active"],

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::cooling::Cooling;
 use crate::error::{Error, Result};
+use crate::ip::{By, Kind, Rule, Strikes};
+use crate::path::Path;
 
 const VERSION: u8 = 1;
 
@@ -99,6 +101,84 @@ pub enum Effect<'a> {
         /// The same of its account.
         account: Option<(&'a str, UnitClaims<'a>)>,
     },
+    /// An address rule was set; of those that may be forgotten, some are gone. The declared key is the store, as in all effects on
+    /// addresses.
+    SetRule {
+        /// When, in unix milliseconds.
+        at_ms: u64,
+        /// The network, in text form.
+        net: &'a str,
+        /// What it is: see [`Rule`](crate::ip::Rule).
+        #[serde(borrow)]
+        rule: RuleSet<'a>,
+    },
+    /// An address rule was taken away.
+    DropRule {
+        /// The network, in text form.
+        net: &'a str,
+        /// What it did.
+        kind: Kind,
+        /// Where; None is everywhere.
+        path: Option<&'a str>,
+    },
+    /// An address claimed one unit.
+    ClaimAddress {
+        /// What it counts as, in text form.
+        net: &'a str,
+        /// Where; None is a claim that names no path.
+        path: Option<&'a str>,
+        /// The claim.
+        claimed: Claimed,
+    },
+    /// What an address claimed, and what rules followed on it, is forgotten.
+    ClearAddress {
+        /// What it counts as, in text form.
+        net: &'a str,
+        /// Of this path alone; None is all.
+        path: Option<&'a str>,
+        /// The paths of the blocks that go with it; None is the one that holds everywhere.
+        blocks: Vec<Option<&'a str>>,
+    },
+}
+
+/// An address rule as an effect carries it: the fields are those of [`Rule`](crate::ip::Rule).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "they are documented there")]
+pub struct RuleSet<'a> {
+    pub kind: Kind,
+    pub path: Option<&'a str>,
+    pub until_ms: Option<u64>,
+    pub reason: &'a str,
+    pub by: By,
+    pub strikes: Option<Strikes>,
+}
+
+impl<'a> RuleSet<'a> {
+    /// Of a rule.
+    #[must_use]
+    pub fn of(rule: &'a Rule<'_>) -> Self {
+        let Rule { kind, path, until_ms, reason, by, strikes } = rule;
+        let path = path.as_ref().map(Path::as_str);
+        Self { kind: *kind, path, until_ms: *until_ms, reason, by: *by, strikes: *strikes }
+    }
+
+    /// The rule.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if there can be none of this path.
+    pub fn rule(&self) -> Result<Rule<'a>> {
+        let Self { kind, path, until_ms, reason, by, strikes } = *self;
+        Ok(Rule { kind, path: path_of(path)?, until_ms, reason, by, strikes })
+    }
+}
+
+/// A path that an effect carries.
+///
+/// # Errors
+/// [`Error::Damaged`] if it is none of ours.
+pub fn path_of(text: Option<&str>) -> Result<Option<Path<'_>>> {
+    let path = |text| Path::from_canonical(text).ok_or(Error::Damaged { what: "effect" });
+    text.map(path).transpose()
 }
 
 /// That a key of a pool was handed out: see [`HandOut`](crate::pool::HandOut).
@@ -193,6 +273,8 @@ pub enum WholeValue<'a> {
     Rules(&'a [u8]),
     /// [`Pool`](crate::pool::Pool).
     Pool(&'a [u8]),
+    /// [`AddressLogs`](crate::address::AddressLogs).
+    Address(&'a [u8]),
 }
 
 impl<'a> Effect<'a> {
@@ -276,6 +358,22 @@ mod tests {
                 own: vec![("tokens", 480, 60_000)],
                 account: Some(("org", vec![("tokens", 0, 60_000)])),
             },
+            Effect::SetRule {
+                at_ms: 7,
+                net: "192.0.2.7",
+                rule: RuleSet {
+                    kind: Kind::Block,
+                    path: Some("/login"),
+                    until_ms: Some(9),
+                    reason: "why",
+                    by: By::Failures,
+                    strikes: Some(Strikes { count: 2, until_ms: 11 }),
+                },
+            },
+            Effect::DropRule { net: "192.0.2.7", kind: Kind::Allow, path: None },
+            Effect::ClaimAddress { net: "192.0.2.7", path: Some("/login"), claimed: CLAIMED },
+            Effect::ClearAddress { net: "2001:db8::/64", path: None, blocks: vec![None, Some("/login")] },
+            Effect::Whole { value: WholeValue::Address(b"bytes") },
         ];
         for effect in effects {
             let packed = effect.encode().unwrap();

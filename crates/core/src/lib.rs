@@ -4,6 +4,7 @@
 //! come in as arguments, so that everything can be tested against a naive model and replayed from a replication stream.
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod args;
 pub mod asked;
 mod codec;
@@ -11,6 +12,7 @@ pub mod cooling;
 pub mod digest;
 pub mod effect;
 pub mod error;
+pub mod failures;
 mod interned;
 pub mod ip;
 pub mod keyring;
@@ -20,6 +22,7 @@ pub mod listing;
 pub mod meters;
 pub mod names;
 pub mod parse;
+pub mod path;
 pub mod pool;
 pub mod record;
 pub mod scope;

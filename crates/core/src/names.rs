@@ -2,6 +2,7 @@
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::ip::Net;
 use crate::record::RecordType;
 
 /// The longest name of a store, in bytes.
@@ -67,6 +68,7 @@ impl<'a> StoreName<'a> {
             Derived::Org(_) => b"org:",
             Derived::OrgWin(_) => b"orgwin:",
             Derived::Ips => b"ips",
+            Derived::Ip(_) => b"ip:",
             Derived::Account(_) => b"account:",
             Derived::Ids(Listed::Keys(RecordType::Vault)) => b"ids:vault",
             Derived::Ids(Listed::Keys(RecordType::Api)) => b"ids:api",
@@ -77,9 +79,11 @@ impl<'a> StoreName<'a> {
         match key {
             Derived::Key(id) | Derived::Win(id) => push_decimal(out, *id),
             Derived::Digest(digest) => out.extend_from_slice(digest.base64url().as_bytes()),
-            Derived::Pool(name) | Derived::Org(name) | Derived::OrgWin(name) | Derived::Account(name) => {
-                out.extend_from_slice(name);
-            }
+            Derived::Pool(name)
+            | Derived::Org(name)
+            | Derived::OrgWin(name)
+            | Derived::Account(name)
+            | Derived::Ip(name) => out.extend_from_slice(name),
             Derived::Orgs | Derived::Ips | Derived::Ids(_) | Derived::Usage => {}
         }
     }
@@ -147,6 +151,12 @@ impl<'a> StoreName<'a> {
         self.derived(&Derived::Ips)
     }
 
+    /// `{acme}:ip:<net>`
+    #[must_use]
+    pub fn ip(&self, net: Net) -> Vec<u8> {
+        self.derived(&Derived::Ip(net.to_string().as_bytes()))
+    }
+
     /// `{acme}:ids:vault`
     #[must_use]
     pub fn ids(&self, of: impl Into<Listed>) -> Vec<u8> {
@@ -187,6 +197,8 @@ pub enum Derived<'a> {
     Account(&'a [u8]),
     /// The address rules.
     Ips,
+    /// What an address claimed: the network that it counts as.
+    Ip(&'a [u8]),
     /// Which ids are those of key records of a type, or of organizations: a bitmap.
     Ids(Listed),
     /// The usage log.
@@ -216,7 +228,7 @@ impl From<RecordType> for Listed {
 impl<'a> Derived<'a> {
     fn name(&self) -> &'a [u8] {
         match self {
-            Self::Pool(name) | Self::Org(name) | Self::OrgWin(name) | Self::Account(name) => name,
+            Self::Pool(name) | Self::Org(name) | Self::OrgWin(name) | Self::Account(name) | Self::Ip(name) => name,
             _ => &[],
         }
     }
@@ -238,9 +250,20 @@ pub fn belongs_to_store(key: &[u8]) -> bool {
     is_store_name(store)
         && match kind {
             b"orgs" | b"ips" | b"usage" => true,
-            _ => [&b"key:"[..], b"win:", b"digest:", b"pool:", b"org:", b"orgwin:", b"account:", b"ids:", b"stats:"]
-                .iter()
-                .any(|prefix| kind.starts_with(prefix)),
+            _ => [
+                &b"key:"[..],
+                b"win:",
+                b"digest:",
+                b"pool:",
+                b"org:",
+                b"orgwin:",
+                b"account:",
+                b"ids:",
+                b"ip:",
+                b"stats:",
+            ]
+            .iter()
+            .any(|prefix| kind.starts_with(prefix)),
         }
 }
 
@@ -359,6 +382,8 @@ mod tests {
             (store.org("Acme: {Inc}"), "{acme}:org:Acme: {Inc}"),
             (store.orgwin("x"), "{acme}:orgwin:x"),
             (store.ips(), "{acme}:ips"),
+            (store.ip(Net::parse(b"192.0.2.7").unwrap()), "{acme}:ip:192.0.2.7"),
+            (store.ip(Net::parse(b"2001:db8::7").unwrap()), "{acme}:ip:2001:db8::/64"),
             (store.ids(RecordType::Vault), "{acme}:ids:vault"),
             (store.ids(RecordType::Api), "{acme}:ids:api"),
             (store.ids(Listed::Orgs), "{acme}:ids:org"),

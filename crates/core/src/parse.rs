@@ -3,14 +3,19 @@
 //! Nothing is rounded or guessed: what is not exactly one of the accepted forms is an error. The predecessor took
 //! `30 minutes` for an hour.
 
+use jiff::civil::Time;
+
 use crate::error::{Error, Result};
 use crate::limit::MAX_WINDOW_MS;
+use crate::zone::Zone;
 
 /// The last instant that an instant may name: the end of the year 9999, in unix milliseconds.
 pub const MAX_INSTANT_MS: u64 = 253_402_300_799_999;
 
 const DURATION: &str = "500ms, 30s, 5m, 2h, 7d or whole seconds, from 1ms to 366d";
 const DURATION_WITH_UNIT: &str = "500ms, 30s, 5m, 2h or 7d, from 1ms to 366d";
+const UNTIL: &str =
+    "a time that lies ahead: 16:00, 4:00 PM or 4 PM in the store's time zone, unix seconds, or RFC 3339";
 const INSTANT: &str = "unix seconds, or RFC 3339 such as 2026-01-31T12:00:00Z, from 1970 to 9999";
 
 /// A plain decimal number: digits only, leading zeros allowed. None for anything else, overflow included.
@@ -61,6 +66,47 @@ pub fn instant_ms(bytes: &[u8], what: &'static str) -> Result<u64> {
         .or_else(|| rfc3339_ms(bytes).map(|ms| ms.max(1)))
         .filter(|ms| *ms <= MAX_INSTANT_MS)
         .ok_or(Error::Invalid { what, accepted: INSTANT })
+}
+
+/// When something is to end, in unix milliseconds: a time of day in a zone, `16:00`, `4:00 PM` or `4 PM`, which comes today or
+/// tomorrow; or a point in time as [`instant_ms`] takes it.
+///
+/// One that has passed is refused: what ends before it begins is a mistake, and a block that never holds would look like one.
+///
+/// # Errors
+/// [`Error::Invalid`] for `what`.
+pub fn until_ms(bytes: &[u8], what: &'static str, zone: &Zone, now_ms: u64) -> Result<u64> {
+    let time = time_of_day(bytes).map(|time| zone.next_time_ms(time, now_ms));
+    time.or_else(|| instant_ms(bytes, what).ok())
+        .filter(|until_ms| *until_ms > now_ms)
+        .ok_or(Error::Invalid { what, accepted: UNTIL })
+}
+
+/// `16:00` or `09:30:15`, from 00:00 to 23:59:59; or `4:00 PM`, `4 pm` or `12:30am`, from 1 to 12.
+fn time_of_day(bytes: &[u8]) -> Option<Time> {
+    let (clock, afternoon) = match bytes {
+        [clock @ .., half @ (b'A' | b'a' | b'P' | b'p'), b'M' | b'm'] => {
+            (clock.strip_suffix(b" ").unwrap_or(clock), Some(half.eq_ignore_ascii_case(&b'P')))
+        }
+        _ => (bytes, None),
+    };
+    let mut parts = clock.split(|byte| *byte == b':');
+    let hour = parts.next().filter(|hour| hour.len() <= 2).and_then(unsigned)?;
+    let mut sixtieth = || match parts.next() {
+        None => Some(None),
+        Some(part) => unsigned(part).filter(|_| part.len() == 2).map(Some),
+    };
+    let (minute, second) = (sixtieth()?, sixtieth()?);
+    let hour = match afternoon {
+        // A number alone is unix seconds.
+        None => minute.map(|_| hour),
+        Some(afternoon) => (1..=12).contains(&hour).then_some(hour % 12 + if afternoon { 12 } else { 0 }),
+    }?;
+    if parts.next().is_some() {
+        return None;
+    }
+    let part = |value: u64| i8::try_from(value).ok();
+    Time::new(part(hour)?, part(minute.unwrap_or(0))?, part(second.unwrap_or(0))?, 0).ok()
 }
 
 fn with_unit(bytes: &[u8]) -> Option<u64> {
@@ -272,10 +318,86 @@ mod tests {
         );
     }
 
+    #[test]
+    fn an_end_is_a_time_of_day_or_an_instant_that_lies_ahead() {
+        let now_ms = rfc3339_ms(b"2026-02-10T15:00:00Z").unwrap();
+        let until = |text: &str, zone: &str| {
+            until_ms(text.as_bytes(), "UNTIL", &Zone::parse(zone.as_bytes()).unwrap(), now_ms).ok()
+        };
+        for (text, zone, expected) in [
+            ("16:00", "UTC", "2026-02-10T16:00:00Z"),
+            ("15:00", "UTC", "2026-02-11T15:00:00Z"),
+            ("15:00:01", "UTC", "2026-02-10T15:00:01Z"),
+            ("4:00 PM", "UTC", "2026-02-10T16:00:00Z"),
+            ("4 PM", "UTC", "2026-02-10T16:00:00Z"),
+            ("4pm", "UTC", "2026-02-10T16:00:00Z"),
+            ("04:30 pm", "UTC", "2026-02-10T16:30:00Z"),
+            ("4:00", "UTC", "2026-02-11T04:00:00Z"),
+            ("4 AM", "UTC", "2026-02-11T04:00:00Z"),
+            ("12 AM", "UTC", "2026-02-11T00:00:00Z"),
+            ("12:30 PM", "UTC", "2026-02-11T12:30:00Z"),
+            ("00:00", "UTC", "2026-02-11T00:00:00Z"),
+            ("23:59:59", "UTC", "2026-02-10T23:59:59Z"),
+            ("16:00", "America/New_York", "2026-02-10T21:00:00Z"),
+            ("9:00", "America/New_York", "2026-02-11T14:00:00Z"),
+            ("16:00", "Asia/Kathmandu", "2026-02-11T10:15:00Z"),
+            ("2026-02-10T15:00:01+00:00", "America/New_York", "2026-02-10T15:00:01Z"),
+            ("1770735601", "UTC", "2026-02-10T15:00:01Z"),
+        ] {
+            assert_eq!(until(text, zone), rfc3339_ms(expected.as_bytes()), "{text} in {zone}");
+        }
+        for text in [
+            "",
+            "0",
+            "4",
+            "16",
+            "30 minutes",
+            "30m",
+            "24:00",
+            "16:60",
+            "16:00:60",
+            "16:0",
+            "16:000",
+            "016:00",
+            "16:00:00:00",
+            "16:",
+            ":00",
+            "0 PM",
+            "0:30 AM",
+            "13 PM",
+            "16:00 PM",
+            "4  PM",
+            "4 P.M.",
+            " 4 PM",
+            "4 PM ",
+            "PM",
+            " PM",
+            "4:00 XM",
+            "noon",
+            "tomorrow",
+            "-4 PM",
+            "16.00",
+            "1770735600",
+            "2026-02-10T15:00:00Z",
+            "2026-02-10",
+            "253402300800",
+        ] {
+            assert_eq!(until(text, "UTC"), None, "{text:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn every_parser_is_total(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
             let _ = (unsigned(&bytes), duration_ms(&bytes, "x"), duration_with_unit_ms(&bytes, "x"), instant_ms(&bytes, "x"));
+            let _ = until_ms(&bytes, "x", &Zone::default(), 5);
+        }
+
+        #[test]
+        fn near_misses_of_a_time_of_day_are_total(text in "[0-9]{0,3}(:[0-9]{0,3}){0,3} ?[apAP]?[mM]?", now_ms in 0..MAX_INSTANT_MS) {
+            if let Ok(until_ms) = until_ms(text.as_bytes(), "x", &Zone::default(), now_ms) {
+                prop_assert!(now_ms < until_ms && until_ms <= MAX_INSTANT_MS);
+            }
         }
 
         #[test]
