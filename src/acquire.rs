@@ -128,7 +128,7 @@ pub fn attempt(
             packed => packed?,
         };
         let keyring = keyring::current(ctx)?;
-        let opened = VaultRecord::decode(packed.name().bytes()).and_then(|record| {
+        let opened = VaultRecord::decode(packed.bytes()).and_then(|record| {
             if !agrees(&record, of, now_ms) {
                 return Ok(Err(record));
             }

@@ -5,16 +5,16 @@ use std::ffi::CStr;
 
 use keyguard_core::address::AddressLogs;
 use keyguard_core::effect::{
-    BUCKET_EFFECT_BYTES, Charges, Claimed, Effect, Handed, Owner, UnitClaims, WholeValue, path_of,
+    Admitted, BUCKET_EFFECT_BYTES, Charges, Claimed, Effect, Handed, Owner, UnitClaims, WholeValue, path_of,
 };
 use keyguard_core::ip::{By, Kind, Net, Rule, Rules};
-use keyguard_core::meters::Meters;
+use keyguard_core::meters::{Lifetime, Meters};
 use keyguard_core::names::StoreName;
 use keyguard_core::pool::{HandOut, Pool, Traits, Unit};
 use keyguard_core::window::WindowLog;
 use keyguard_core::{Error, Result};
 
-use crate::ffi::{Ctx, Key, Name, OwnedString};
+use crate::ffi::{self, Ctx, FieldName, Key, Name, OwnedString};
 use crate::native::Native;
 
 /// The command that carries effects.
@@ -97,6 +97,7 @@ pub fn apply(ctx: Ctx<'_>, name: Name<'_>, effect: &Effect<'_>) -> Result<()> {
             ctx.signal_modified(name);
         }
         Effect::Charge(charges) => charge(ctx, StoreName::parse(name.bytes())?, charges)?,
+        Effect::Admit(admitted) => admit(ctx, StoreName::parse(name.bytes())?, admitted)?,
         Effect::Block { at_ms, net, until_ms, reason } => {
             let kind = Kind::Block;
             let rule = Rule { kind, path: None, until_ms: *until_ms, reason, by: By::Hand, strikes: None };
@@ -244,17 +245,84 @@ fn charge(ctx: Ctx<'_>, store: StoreName<'_>, charges: &Charges<'_>) -> Result<(
     Ok(())
 }
 
+/// The readable field of a record that says when an API key was last used.
+pub static LAST_USED_AT: FieldName = FieldName::new("last_used_at");
+
+fn admit(ctx: Ctx<'_>, store: StoreName<'_>, admitted: &Admitted<'_>) -> Result<()> {
+    note_use(ctx, store, admitted);
+    if admitted.last_use || !admitted.own.is_empty() {
+        change_meters(ctx, &store.win(admitted.id), |meters| book_own(meters, admitted))?;
+    }
+    if let Some((org, charged)) = &admitted.org {
+        change_meters(ctx, &store.orgwin(org), |meters| meters.book(admitted.at_ms, charged))?;
+    }
+    Ok(())
+}
+
+/// Where the state of a key or an organization stands: its name, and the key, open to be changed.
+pub type OpenState<'a, 'c> = (&'a OwnedString, &'a mut Key<'c>);
+
+/// Makes the change of an authenticated call: as [`commit`], on keys that are open.
+pub fn commit_admitted(
+    ctx: Ctx<'_>,
+    store: (StoreName<'_>, Name<'_>),
+    admitted: Admitted<'_>,
+    own: OpenState<'_, '_>,
+    org: Option<OpenState<'_, '_>>,
+) -> Result<()> {
+    let effect = Effect::Admit(admitted);
+    let packed = effect.encode()?;
+    let Effect::Admit(admitted) = &effect else { return Err(Error::Internal) };
+    note_use(ctx, store.0, admitted);
+    if admitted.last_use || !admitted.own.is_empty() {
+        change_open_meters(ctx, own.0.name(), own.1, |meters| book_own(meters, admitted))?;
+    }
+    if let (Some((_, charged)), Some((name, key))) = (&admitted.org, org) {
+        change_open_meters(ctx, name.name(), key, |meters| meters.book(admitted.at_ms, charged))?;
+    }
+    ctx.replicate(APPLY, store.1, &packed);
+    Ok(())
+}
+
+fn book_own(meters: &mut Meters, admitted: &Admitted<'_>) {
+    meters.book(admitted.at_ms, &admitted.own);
+    if admitted.last_use {
+        meters.set_use(admitted.at_ms);
+    }
+}
+
+/// Writes a use down in the record.
+fn note_use(ctx: Ctx<'_>, store: StoreName<'_>, admitted: &Admitted<'_>) {
+    if !admitted.last_use {
+        return;
+    }
+    let name = OwnedString::new(&store.key(admitted.id));
+    let key = ctx.change(name.name());
+    // A record that somebody deleted by hand is not brought back by halves.
+    if key.kind() == ffi::Kind::Hash {
+        key.set_hash_field(&LAST_USED_AT, admitted.at_ms.to_string().as_bytes());
+        ctx.signal_modified(name.name());
+    }
+}
+
 /// Changes window logs by unit, made here if need be, and the key's expiry with them.
 fn change_meters(ctx: Ctx<'_>, name: &[u8], change: impl FnOnce(&mut Meters)) -> Result<()> {
     let name = OwnedString::new(name);
-    let mut key = ctx.change(name.name());
-    let meters: &mut Meters = value_of(&mut key)?;
+    change_open_meters(ctx, name.name(), &mut ctx.change(name.name()), change)
+}
+
+/// As [`change_meters`], of a key that is open to be changed.
+fn change_open_meters(ctx: Ctx<'_>, name: Name<'_>, key: &mut Key<'_>, change: impl FnOnce(&mut Meters)) -> Result<()> {
+    let meters: &mut Meters = value_of(key)?;
+    let before = meters.lifetime();
     change(meters);
-    match meters.expires_at_ms() {
-        Some(at_ms) => key.expire_at(at_ms),
-        None => key.delete(),
+    match meters.lifetime() {
+        Lifetime::Over => key.delete(),
+        lifetime if lifetime == before => {}
+        Lifetime::Until(at_ms) => key.expire_at(at_ms),
+        Lifetime::Forever => key.persist(),
     }
-    ctx.signal_modified(name.name());
+    ctx.signal_modified(name);
     Ok(())
 }
 

@@ -7,16 +7,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use keyguard_core::effect::{Effect, RuleSet};
-use keyguard_core::failures::{Failures, MAX_THRESHOLD, Who};
-use keyguard_core::ip::{Address, Rules, Standing};
-use keyguard_core::{Error, Result, parse};
+use keyguard_core::failures::{Failures, Who};
+use keyguard_core::ip::{Address, Net, Rules, Standing};
+use keyguard_core::{Error, Result};
 use rand::TryRng;
 use rand::rngs::SysRng;
 
 use crate::commands::Call;
 use crate::config;
 use crate::effects;
-use crate::ffi::{Ctx, Kind, Level, OwnedString};
+use crate::ffi::{Ctx, Level, OwnedString};
 use crate::store::Store;
 
 static TABLE: Mutex<Option<Failures>> = Mutex::new(None);
@@ -43,7 +43,7 @@ pub fn note(call: &Call<'_>, store: &Store<'_>, address: Address) -> Result<()> 
     }
     let Some(block) = rules.next_block(net, config::ip_block_duration_ms(), call.now_ms) else { return Ok(()) };
     if let Err(error) = rules.accept(net, &block, call.now_ms) {
-        call.ctx.log(Level::Warning, &format!("store {}: {net} is not kept out for its failures: {error}", store.name));
+        log_no_room(call, store, net, error);
         return Ok(());
     }
     drop(key);
@@ -59,6 +59,17 @@ pub fn note(call: &Call<'_>, store: &Store<'_>, address: Address) -> Result<()> 
     let what = format!("{failures} look-ups of unknown keys within an hour, block {strikes} in a row");
     call.ctx.log(Level::Notice, &format!("store {}: {net} is kept out for {minutes} min: {what}", store.name));
     Ok(())
+}
+
+/// Says in the log that an address is not kept out, because there is no room for the rule. Whoever sends the calls decides how often
+/// that happens: so it is said once a minute.
+pub fn log_no_room(call: &Call<'_>, store: &Store<'_>, net: Net, error: Error) {
+    static SAID_MS: AtomicU64 = AtomicU64::new(0);
+    let said_ms = SAID_MS.load(Ordering::Relaxed);
+    if call.now_ms < said_ms || call.now_ms - said_ms >= 60_000 {
+        SAID_MS.store(call.now_ms, Ordering::Relaxed);
+        call.ctx.log(Level::Warning, &format!("store {}: {net} is not kept out: {error}", store.name));
+    }
 }
 
 /// How many failures of an address count now.
@@ -90,15 +101,7 @@ pub fn blocks() -> u64 {
 
 /// More failures than this within an hour are too many; 0 is never. The store's own setting comes before that of the server.
 fn threshold(store: &Store<'_>) -> Result<u64> {
-    let header = store.ctx().read(store.header);
-    let own = if header.kind() == Kind::Hash { header.hash_field(c"ip_threshold")? } else { None };
-    match own {
-        None => Ok(config::ip_block_threshold()),
-        Some(own) => match parse::unsigned(own.name().bytes()) {
-            Some(own) => Ok(own.min(MAX_THRESHOLD)),
-            None => Err(Error::Damaged { what: "header" }),
-        },
-    }
+    Ok(store.ip_threshold()?.unwrap_or_else(config::ip_block_threshold))
 }
 
 fn who<'a>(ctx: Ctx<'_>, store: &Store<'a>, address: Address) -> Who<'a> {

@@ -9,6 +9,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
+use std::sync::OnceLock;
 
 use keyguard_core::{Error, Result};
 pub use redis_module::raw;
@@ -398,6 +399,35 @@ impl Drop for OwnedString {
     }
 }
 
+/// The name of a field that is read of many hashes: the server's object for it is made once.
+pub struct FieldName {
+    name: &'static str,
+    object: OnceLock<Kept>,
+}
+
+struct Kept(OwnedString);
+
+// SAFETY: nobody changes the object, and commands, which alone use it, run on one thread.
+unsafe impl Send for Kept {}
+// SAFETY: as above.
+unsafe impl Sync for Kept {}
+
+impl FieldName {
+    /// A field of this name.
+    pub const fn new(name: &'static str) -> Self {
+        Self { name, object: OnceLock::new() }
+    }
+
+    /// The name.
+    pub const fn as_str(&self) -> &'static str {
+        self.name
+    }
+
+    fn object(&self) -> Name<'_> {
+        self.object.get_or_init(|| Kept(OwnedString::new(self.name.as_bytes()))).0.name()
+    }
+}
+
 /// An open key.
 pub struct Key<'c> {
     /// Null for a key that does not exist, when opened to read.
@@ -487,8 +517,8 @@ impl Key<'_> {
     ///
     /// # Errors
     /// As there.
-    pub fn hash_field_named(&self, field: Name<'_>) -> Result<Option<OwnedString>> {
-        self.hash_get(raw::REDISMODULE_HASH_NONE, field.raw.cast())
+    pub fn hash_field_named(&self, field: &FieldName) -> Result<Option<OwnedString>> {
+        self.hash_get(raw::REDISMODULE_HASH_NONE, field.object().raw.cast())
     }
 
     /// `field` is a C string or a string object, as the flags say.
@@ -503,6 +533,28 @@ impl Key<'_> {
         unsafe { api!(RedisModule_HashGet)(self.raw, flags as c_int, field, &raw mut value, ptr::null::<c_char>()) };
         // Not `then_some`: an object around a null pointer must not even be made.
         Ok((!value.is_null()).then(|| OwnedString(value)))
+    }
+
+    /// Sets one field of the hash that the key holds, of which it was made sure. The caller replicates it.
+    pub fn set_hash_field(&self, field: &FieldName, value: &[u8]) {
+        let value = OwnedString::new(value);
+        // SAFETY: the key was opened to change it; the arguments are a field's name, its value, which the server copies or
+        // retains, and the end mark.
+        unsafe {
+            api!(RedisModule_HashSet)(
+                self.raw,
+                raw::REDISMODULE_HASH_NONE as c_int,
+                field.object().raw,
+                value.as_raw(),
+                ptr::null::<c_char>(),
+            )
+        };
+    }
+
+    /// Takes the key's expiry away.
+    pub fn persist(&self) {
+        // SAFETY: the key was opened to change it and exists.
+        unsafe { api!(RedisModule_SetAbsExpire)(self.raw, i64::from(raw::REDISMODULE_NO_EXPIRE)) };
     }
 
     /// The bytes of a string key; `None` if there is none.

@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 
 use crate::ffi::{self, api, raw};
-use crate::{eviction, failures, keyring, rekey, survey, waiting};
+use crate::{eviction, failures, gate, keyring, rekey, survey, waiting};
 
 /// Registers the section.
 pub fn register(ctx: ffi::Ctx<'_>) {
@@ -49,6 +49,10 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
                 (c"rekey_failed", rekey.failed),
             ] {
                 api!(RedisModule_InfoAddFieldULongLong)(ctx, name.as_ptr(), value);
+            }
+            for (code, count) in gate::answered() {
+                let name = ffi::to_c_string(&format!("auth_{}", code.as_str().to_ascii_lowercase()));
+                api!(RedisModule_InfoAddFieldULongLong)(ctx, name.as_ptr(), count);
             }
             if let Some(newest) = newest {
                 api!(RedisModule_InfoAddFieldCString)(ctx, c"keyring_newest".as_ptr(), newest.as_ptr());

@@ -17,13 +17,17 @@
 //!
 //! A bucket is a key of the caller's choice that holds a window log. A store `acme` is a hash of that name, its header, and keys
 //! that begin with `{acme}:`, so that one command may touch them all in a cluster. Key records and organizations are hashes whose
-//! field `r` is what commands believe, packed; bitmaps list the ids of records by type, and those of organizations. Window logs,
-//! the hot state of records, pools of vault keys and address rules are values of native types ([`native`]): they are saved, copied,
-//! migrated and compared as one versioned string.
+//! field `r` (and `r2` to `r4`, where it goes on) is what commands believe, packed; bitmaps list the ids of records by type, and
+//! those of organizations. Window logs, the hot state of records, pools of vault keys, address rules and what addresses claimed are
+//! values of native types ([`native`]): they are saved, copied, migrated and compared as one versioned string.
 //!
 //! A pool holds all that choosing among the vault keys of one name needs: what their records say of them, and what happened to them.
 //! A record is what counts: where the pool disagrees with it, [`acquire`] puts the pool right. What makes the choice quick
 //! (`keyguard_core::selection`) is derived from the value inside it, and never written: no command on keys can leave it stale.
+//!
+//! A raw API key leads by its digest to an id, and that to the record; the record says which digests are its own. `KG.AUTH` opens
+//! these and the few keys that the answer depends on, decides once (`keyguard_core::gate`), and books all charges by one effect. Only
+//! what [`failures`] counts is outside of the keyspace: the block that follows on it is in there.
 //!
 //! # What replicas see
 //!
@@ -56,6 +60,7 @@ mod events;
 mod eviction;
 mod failures;
 mod ffi;
+mod gate;
 mod info;
 mod keyring;
 mod native;

@@ -5,6 +5,7 @@ use std::mem::{size_of, zeroed};
 use std::ptr;
 use std::sync::OnceLock;
 
+use arrayvec::ArrayVec;
 use keyguard_core::{Error, Result};
 
 use crate::args::Args;
@@ -225,16 +226,18 @@ unsafe extern "C" fn run<C: Command>(
         let given = unsafe { std::slice::from_raw_parts(argv.cast::<Name<'_>>(), len) };
         // Valkey 8.1 hides an argument in the very array that it gave us, and keeps the objects in another: the pointers are
         // copied first.
-        let copied: Vec<Name<'_>>;
+        let (copied, many): (ArrayVec<Name<'_>, 16>, Vec<Name<'_>>);
         let names = if C::SPEC.secrets.is_empty() && C::SPEC.secrets_from == 0 {
             given
         } else {
-            copied = given.to_vec();
+            let few = given.get(..len.min(16)).unwrap_or_default();
+            copied = few.iter().copied().collect();
+            many = if len > few.len() { given.to_vec() } else { Vec::new() };
             C::SPEC.secrets.iter().for_each(|position| ctx.redact(*position));
             if C::SPEC.secrets_from > 0 {
                 (C::SPEC.secrets_from..len).for_each(|position| ctx.redact(position));
             }
-            &copied
+            if many.is_empty() { copied.as_slice() } else { many.as_slice() }
         };
         let args = Args::new(names.get(1..).unwrap_or_default(), usage::<C>);
         C::run(&Call { ctx, now_ms: ctx.milliseconds() }, args)

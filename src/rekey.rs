@@ -344,7 +344,7 @@ fn rekey(store: &Store<'_>, keyring: &Keyring, id: u64) -> Result<Outcome> {
         Err(Error::NoSuch { .. }) => return Ok(Outcome::NoVaultKey),
         packed => packed?,
     };
-    let Record::Vault(record) = Record::decode(packed.name().bytes())? else { return Ok(Outcome::NoVaultKey) };
+    let Record::Vault(record) = Record::decode(packed.bytes())? else { return Ok(Outcome::NoVaultKey) };
     let newest = keyring.newest();
     if vault::fingerprint_of(record.sealed) == Some(newest.fingerprint()) && record.digest_key == newest.fingerprint() {
         return Ok(Outcome::IsNewest);
@@ -367,7 +367,7 @@ fn rekey(store: &Store<'_>, keyring: &Keyring, id: u64) -> Result<Outcome> {
 
     store.write_hash(&store.name.key(id), &fields)?;
     if renamed {
-        store.unindex_digest(&old_digest, &others)?;
+        store.set_ids(&old_digest, &others)?;
         store.index_digest(&record.digest, id)?;
     }
     if moved {

@@ -1,7 +1,9 @@
 //! Typed outcomes to replies. Maps are maps in RESP3 and flat arrays in RESP2; fields that do not apply are left out.
 
+use arrayvec::ArrayVec;
 use keyguard_core::limiter::{Decision, Verdict};
 use keyguard_core::record::UnitLimits;
+use keyguard_core::scope::Scopes;
 use keyguard_core::window::WindowLog;
 
 use crate::ffi::Ctx;
@@ -16,6 +18,8 @@ pub enum Value<'a> {
     Strings(Vec<&'a str>),
     /// An array of limits, as texts.
     Limits(&'a UnitLimits<'a>),
+    /// An array of scopes.
+    Scopes(&'a Scopes<'a>),
 }
 
 impl From<u64> for Value<'_> {
@@ -54,17 +58,18 @@ impl<'a> From<&'a UnitLimits<'a>> for Value<'a> {
     }
 }
 
-/// The fields of a map reply, in order.
-pub struct Map<'a>(Vec<(&'static str, Value<'a>)>);
-
-/// More fields than the longest map has, which then is one allocation.
-const FIELDS: usize = 24;
-
-impl Default for Map<'_> {
-    fn default() -> Self {
-        Self(Vec::with_capacity(FIELDS))
+impl<'a> From<&'a Scopes<'a>> for Value<'a> {
+    fn from(value: &'a Scopes<'a>) -> Self {
+        Self::Scopes(value)
     }
 }
+
+/// The fields of a map reply, in order.
+#[derive(Default)]
+pub struct Map<'a>(ArrayVec<(&'static str, Value<'a>), FIELDS>);
+
+/// More fields than the longest map has.
+const FIELDS: usize = 32;
 
 impl<'a> Map<'a> {
     /// Adds a field.
@@ -92,6 +97,10 @@ impl<'a> Map<'a> {
                 Value::Strings(strings) => {
                     ctx.reply_array(strings.len());
                     strings.iter().for_each(|string| ctx.reply_bytes(string.as_bytes()));
+                }
+                Value::Scopes(scopes) => {
+                    ctx.reply_array(scopes.len());
+                    scopes.iter().for_each(|scope| ctx.reply_bytes(scope.as_bytes()));
                 }
                 Value::Limits(limits) => {
                     ctx.reply_array(limits.len());

@@ -8,19 +8,70 @@ use std::collections::BTreeMap;
 use std::ffi::CStr;
 
 use keyguard_core::digest::Digest;
+use keyguard_core::failures::MAX_THRESHOLD;
 use keyguard_core::keyring::{Fingerprint, Keyring};
-use keyguard_core::names::{Listed, StoreName};
+use keyguard_core::names::{Derived, Listed, StoreName};
 use keyguard_core::pool::Pool;
 use keyguard_core::record::{ApiRecord, OrgRecord, Record, UnitLimits, VaultRecord};
 use keyguard_core::vault::Place;
 use keyguard_core::zone::Zone;
 use keyguard_core::{Error, Result, listing, parse};
 
-use crate::ffi::{Ctx, Key, Kind, Level, Name, OwnedString, to_c_string};
+use crate::ffi::{Ctx, FieldName, Key, Kind, Level, Name, OwnedString, to_c_string};
 use crate::server;
 
-/// The packed field of a record.
-pub const PACKED: &CStr = c"r";
+/// The field of the packed form of a record. One of up to 256 bytes goes on in those of [`MORE_PACKED`]: a hash stays small as long
+/// as no value in it is longer than [`PIECE_BYTES`], and takes three times the memory as soon as one is.
+static PACKED: FieldName = FieldName::new("r");
+
+/// Where a packed record goes on.
+static MORE_PACKED: [FieldName; 3] = [FieldName::new("r2"), FieldName::new("r3"), FieldName::new("r4")];
+
+/// The readable field of META, which no packed field repeats.
+pub static META: FieldName = FieldName::new("meta");
+
+/// The server's `hash-max-listpack-value`, unless somebody changed it.
+const PIECE_BYTES: usize = 64;
+
+/// The packed form of a record, as one.
+pub enum Packed {
+    /// It stood in one field.
+    Whole(OwnedString),
+    /// It stood in several.
+    Joined(Vec<u8>),
+}
+
+impl Packed {
+    /// Reads that of the record that a key holds; None if the hash has none.
+    ///
+    /// # Errors
+    /// [`Error::WrongType`] unless the key holds a hash or nothing.
+    pub fn read(key: &Key<'_>) -> Result<Option<Self>> {
+        let Some(first) = key.hash_field_named(&PACKED)? else { return Ok(None) };
+        if first.name().bytes().len() != PIECE_BYTES {
+            return Ok(Some(Self::Whole(first)));
+        }
+        let mut joined = Vec::with_capacity(4 * PIECE_BYTES);
+        joined.extend_from_slice(first.name().bytes());
+        for field in &MORE_PACKED {
+            let Some(piece) = key.hash_field_named(field)? else { break };
+            let piece = piece.name().bytes();
+            joined.extend_from_slice(piece);
+            if piece.len() != PIECE_BYTES {
+                break;
+            }
+        }
+        Ok(Some(Self::Joined(joined)))
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Whole(string) => string.name().bytes(),
+            Self::Joined(bytes) => bytes,
+        }
+    }
+}
 
 /// The most ids that share one secret.
 pub const MAX_SHARED: usize = 2_000;
@@ -54,6 +105,18 @@ impl Fields {
     /// Adds a field.
     pub fn set(&mut self, name: &'static str, value: impl AsRef<[u8]>) -> &mut Self {
         self.0.push((name, value.as_ref().to_vec()));
+        self
+    }
+
+    /// Adds the packed form of a record.
+    fn packed(&mut self, packed: &[u8]) -> &mut Self {
+        let names = std::iter::once(&PACKED).chain(&MORE_PACKED).map(FieldName::as_str);
+        // One of exactly a piece would be taken for one that goes on.
+        let whole = packed.len() > (1 + MORE_PACKED.len()) * PIECE_BYTES;
+        let mut pieces = packed.chunks(if whole { packed.len() } else { PIECE_BYTES });
+        for name in names {
+            self.optional(name, pieces.next());
+        }
         self
     }
 
@@ -169,6 +232,23 @@ impl<'c> Store<'c> {
         if reply.integer().is_some() { Ok(()) } else { Err(Error::TryAgain) }
     }
 
+    /// As [`read`](Self::read) or, to change it, `ctx.change`; the name of the key is written into a buffer that is used again, and
+    /// given back.
+    pub fn open_derived(
+        &self,
+        key: &Derived<'_>,
+        buffer: &mut Vec<u8>,
+        to_change: bool,
+    ) -> Result<(OwnedString, Key<'c>)> {
+        self.name.write_derived(key, buffer);
+        let name = OwnedString::new(buffer);
+        let key = if to_change { self.ctx.change(name.name()) } else { self.ctx.read(name.name()) };
+        if key.kind() == Kind::Empty {
+            self.confirm_absent(buffer)?;
+        }
+        Ok((name, key))
+    }
+
     /// Opens a derived key to read it; one that is absent was looked for on the other node too.
     pub fn read(&self, derived: &[u8]) -> Result<Key<'c>> {
         let name = OwnedString::new(derived);
@@ -189,40 +269,42 @@ impl<'c> Store<'c> {
     ///
     /// # Errors
     /// [`Error::NoSuch`] `what`, [`Error::WrongType`], or [`Error::Damaged`] without the field.
-    fn packed(&self, derived: &[u8], what: &'static str, damaged: &'static str) -> Result<OwnedString> {
-        let key = self.read(derived)?;
+    fn packed(&self, derived: &[u8], what: &'static str, damaged: &'static str) -> Result<Packed> {
+        Self::packed_in(&self.read(derived)?, what, damaged)
+    }
+
+    /// The packed form of the record in a key that is open.
+    ///
+    /// # Errors
+    /// [`Error::NoSuch`] `what`, [`Error::WrongType`], or [`Error::Damaged`] without the field.
+    pub fn packed_in(key: &Key<'_>, what: &'static str, damaged: &'static str) -> Result<Packed> {
         match key.kind() {
             Kind::Empty => Err(Error::NoSuch { what }),
-            Kind::Hash => key.hash_field(PACKED)?.ok_or(Error::Damaged { what: damaged }),
+            Kind::Hash => Packed::read(key)?.ok_or(Error::Damaged { what: damaged }),
             _ => Err(Error::WrongType),
         }
     }
 
     /// The packed form of a key record.
-    pub fn packed_record(&self, id: u64) -> Result<OwnedString> {
+    pub fn packed_record(&self, id: u64) -> Result<Packed> {
         self.packed(&self.name.key(id), "id", "key record")
     }
 
     /// The packed form of an organization.
-    pub fn packed_org(&self, org: &str) -> Result<OwnedString> {
+    pub fn packed_org(&self, org: &str) -> Result<Packed> {
         self.packed(&self.name.org(org), "organization", "organization record")
     }
 
     /// A readable field of a key record that no packed field repeats.
-    pub fn record_field(&self, id: u64, field: &CStr) -> Result<Option<OwnedString>> {
-        self.read(&self.name.key(id))?.hash_field(field)
+    pub fn record_field(&self, id: u64, field: &FieldName) -> Result<Option<OwnedString>> {
+        self.read(&self.name.key(id))?.hash_field_named(field)
     }
 
     /// The ids that have a secret of this digest, oldest first.
     pub fn ids_of(&self, digest: &Digest) -> Result<Vec<u64>> {
         match self.read(&self.name.digest(digest))?.text()? {
             None => Ok(Vec::new()),
-            // An id has at most 20 digits, and a comma.
-            Some(ids) if ids.len() > MAX_SHARED * 21 => Err(Error::Damaged { what: "digest index" }),
-            Some(ids) => ids
-                .split(|byte| *byte == b',')
-                .map(|id| parse::unsigned(id).ok_or(Error::Damaged { what: "digest index" }))
-                .collect(),
+            Some(ids) => listed(&ids, "digest index"),
         }
     }
 
@@ -305,7 +387,7 @@ impl<'c> Store<'c> {
         match self.ctx.read(self.header).hash_field(&to_c_string(IP_THRESHOLD))? {
             None => Ok(None),
             Some(count) => {
-                let count = parse::unsigned(count.name().bytes()).filter(|count| *count <= MAX_IP_THRESHOLD);
+                let count = parse::unsigned(count.name().bytes()).filter(|count| *count <= MAX_THRESHOLD);
                 count.map(Some).ok_or(Error::Damaged { what: "header" })
             }
         }
@@ -460,18 +542,6 @@ impl<'c> Store<'c> {
         self.write(c"HINCRBY", &[&self.name.org(org), KEYS_OF_ORG.as_bytes(), by.to_string().as_bytes()])
     }
 
-    /// Sets fields of a hash, and takes those away that do not apply.
-    pub fn rewrite_hash(&self, key: &[u8], fields: &Fields) -> Result<()> {
-        if !fields.0.is_empty() {
-            self.write_hash(key, fields)?;
-        }
-        if fields.1.is_empty() {
-            return Ok(());
-        }
-        let absent = fields.1.iter().map(|field| field.as_bytes());
-        self.write(c"HDEL", &std::iter::once(key).chain(absent).collect::<Vec<_>>())
-    }
-
     /// Sets fields of a hash.
     pub fn write_hash(&self, key: &[u8], fields: &Fields) -> Result<()> {
         let mut args = vec![key];
@@ -480,6 +550,18 @@ impl<'c> Store<'c> {
             args.push(value);
         }
         self.write(c"HSET", &args)
+    }
+
+    /// Sets the fields of a record that exists, and takes away those that do not apply, but for `kept`.
+    pub fn rewrite_hash(&self, key: &[u8], fields: &Fields, kept: &[&str]) -> Result<()> {
+        if !fields.0.is_empty() {
+            self.write_hash(key, fields)?;
+        }
+        let mut args: Vec<&[u8]> = vec![key];
+        for field in fields.absent().filter(|field| !kept.iter().any(|kept| kept == field)) {
+            args.push(field.as_bytes());
+        }
+        if args.len() > 1 { self.write(c"HDEL", &args) } else { Ok(()) }
     }
 
     /// Runs one of the server's writing commands, here and wherever our writes go.
@@ -504,9 +586,29 @@ impl<'c> Store<'c> {
         self.write(c"APPEND", &[&key, format!("{separator}{id}").as_bytes()])
     }
 
-    /// Notes that of those who had a secret of this digest only `others` still do.
-    pub fn unindex_digest(&self, digest: &Digest, others: &[u64]) -> Result<()> {
-        if others.is_empty() { self.write(c"DEL", &[&self.name.digest(digest)]) } else { self.set_ids(digest, others) }
+    /// The digest of a raw key that was rotated leads to its record no longer than this instant, in unix milliseconds.
+    pub fn expire_digest(&self, digest: &Digest, at_ms: u64) -> Result<()> {
+        self.write(c"PEXPIREAT", &[&self.name.digest(digest), at_ms.to_string().as_bytes()])
+    }
+
+    /// The ids of API keys with this visible beginning, in order.
+    ///
+    /// # Errors
+    /// [`Error::WrongType`], or [`Error::Damaged`] for what is no list of ids.
+    pub fn ids_of_start(&self, start: &str) -> Result<Vec<u64>> {
+        let (key, field) = self.name.starts(start);
+        let ids = self.read(&key)?.hash_field(&to_c_string(field))?;
+        ids.map_or(Ok(Vec::new()), |ids| listed(ids.name().bytes(), "index of visible beginnings"))
+    }
+
+    /// Sets the ids of API keys with this visible beginning.
+    pub fn set_ids_of_start(&self, start: &str, ids: &[u64]) -> Result<()> {
+        let (key, field) = self.name.starts(start);
+        if ids.is_empty() {
+            return self.write(c"HDEL", &[&key, field.as_bytes()]);
+        }
+        let ids: Vec<String> = ids.iter().map(u64::to_string).collect();
+        self.write(c"HSET", &[&key, field.as_bytes(), ids.join(",").as_bytes()])
     }
 
     /// Sets the ids that have a secret of this digest.
@@ -517,6 +619,16 @@ impl<'c> Store<'c> {
         let ids: Vec<String> = ids.iter().map(u64::to_string).collect();
         self.write(c"SET", &[&self.name.digest(digest), ids.join(",").as_bytes()])
     }
+}
+
+/// Reads ids with commas between.
+fn listed(ids: &[u8], what: &'static str) -> Result<Vec<u64>> {
+    let damaged = Error::Damaged { what };
+    // An id has at most 20 digits, and a comma.
+    if ids.len() > MAX_SHARED * 21 {
+        return Err(damaged);
+    }
+    ids.split(|byte| *byte == b',').map(|id| parse::unsigned(id).ok_or(damaged)).collect()
 }
 
 /// The names of a store's organizations by their ids, as the index of organizations has them.
@@ -554,7 +666,7 @@ impl<'c> OrgNames<'c> {
         match self {
             Self::Few(names) => Ok(names.get(&id).cloned()),
             Self::Many(key) => {
-                let name = key.hash_field_named(OwnedString::new(id.to_string().as_bytes()).name())?;
+                let name = key.hash_field(&to_c_string(&id.to_string()))?;
                 Ok(name.and_then(|name| String::from_utf8(name.name().bytes().to_vec()).ok()))
             }
         }
@@ -599,9 +711,6 @@ pub const TZ: &str = "tz";
 /// The header's field of how many wrong keys in an hour block an address.
 pub const IP_THRESHOLD: &str = "ip_threshold";
 
-/// The most that this may be.
-pub const MAX_IP_THRESHOLD: u64 = 1_000_000;
-
 /// The header's field of when the store was created.
 const CREATED: &str = "created_at";
 
@@ -622,11 +731,17 @@ fn limits_text(limits: &UnitLimits<'_>) -> Option<String> {
     (!each.is_empty()).then(|| each.join(", "))
 }
 
+/// What a list has, as people read it.
+fn joined(items: impl Iterator<Item = impl ToString>) -> Option<String> {
+    let each: Vec<String> = items.map(|item| item.to_string()).collect();
+    (!each.is_empty()).then(|| each.join(", "))
+}
+
 /// The fields of a vault key's hash.
 pub fn vault_fields(record: &VaultRecord<'_>, meta: Option<&str>) -> Result<Fields> {
     let mut fields = Fields::default();
     fields
-        .set("r", Record::Vault(record.clone()).encode()?)
+        .packed(&Record::Vault(record.clone()).encode()?)
         .set("type", "vault")
         .set("name", record.name)
         .set("status", record.status.as_str())
@@ -648,16 +763,19 @@ pub fn vault_fields(record: &VaultRecord<'_>, meta: Option<&str>) -> Result<Fiel
 pub fn api_fields(record: &ApiRecord<'_>, meta: Option<&str>) -> Result<Fields> {
     let mut fields = Fields::default();
     fields
-        .set("r", record.encode()?)
+        .packed(&record.encode()?)
         .set("type", "api")
         .set("org", record.org)
         .set("label", record.label)
         .set("status", record.status.as_str())
         .set("created_at", record.created_ms.to_string())
-        .set("start", record.start)
+        .set("start", record.issued.start)
         .optional("expires_at", record.expires_ms.map(|at_ms| at_ms.to_string()))
         .optional("scopes", (!record.scopes.is_empty()).then(|| record.scopes.as_str()))
         .optional("limits", limits_text(&record.limits))
+        .optional("quotas", joined(record.quotas.iter()))
+        .optional("allowed", joined(record.allowed.iter()))
+        .optional("rotated_until", record.previous.map(|(_, until_ms)| until_ms.to_string()))
         .optional("meta", meta);
     Ok(fields)
 }
@@ -666,11 +784,12 @@ pub fn api_fields(record: &ApiRecord<'_>, meta: Option<&str>) -> Result<Fields> 
 pub fn org_fields(name: &str, record: &OrgRecord<'_>) -> Result<Fields> {
     let mut fields = Fields::default();
     fields
-        .set("r", record.encode()?)
+        .packed(&record.encode()?)
         .set("id", record.id.to_string())
         .set("name", name)
         .set("status", record.status.as_str())
         .set("created_at", record.created_ms.to_string())
-        .optional("limits", limits_text(&record.limits));
+        .optional("limits", limits_text(&record.limits))
+        .optional("quotas", joined(record.quotas.iter()));
     Ok(fields)
 }

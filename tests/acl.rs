@@ -21,7 +21,7 @@ const USE: [&str; 9] = [
     "kg.remaining",
     "kg.settle",
 ];
-const SECRETS: [&str; 4] = ["kg.acquire", "kg.findkey", "kg.newkey", "kg.reveal"];
+const SECRETS: [&str; 5] = ["kg.acquire", "kg.findkey", "kg.newkey", "kg.reveal", "kg.rotate"];
 const READ: [&str; 11] = [
     "kg.checkip",
     "kg.countkeys",

@@ -1655,7 +1655,7 @@ fn hand_outs_to_waiters_reach_the_replica_and_the_file(sut: &Sut) {
 
 /// The packed record of a key whose secret is [`SECRET`], and where its sealed secret lies.
 fn packed(c: &mut Client, key: &str) -> (Vec<u8>, std::ops::Range<usize>) {
-    let packed = c.ok(args!["HGET", key, "r"]).bytes();
+    let packed = c.packed(key);
     // Behind it: the digest, the fingerprint of its key, and the hint with its mark.
     let end = packed.len() - 32 - 8 - 1 - 4;
     // Before the secret: the version, a fingerprint and the nonce; behind it the tag.
@@ -1667,7 +1667,7 @@ fn packed(c: &mut Client, key: &str) -> (Vec<u8>, std::ops::Range<usize>) {
 
 /// Puts a changed record in the place of a key's, and makes sure that nobody opens it and nothing is charged.
 fn is_tampered(c: &mut Client, store: &str, id: i64, record: &[u8]) {
-    c.ok(args!["HSET", format!("{{{store}}}:key:{id}"), "r", record]);
+    c.set_packed(format!("{{{store}}}:key:{id}"), record);
     let before = c.state();
     for command in
         ["REVEAL 1", "ACQUIRE p BATCH 1", "ACQUIRE p BATCH 1 BLOCK 1m ORDER random", "ACQUIRE p BATCH 1 COST 0"]
@@ -1700,7 +1700,7 @@ fn a_swapped_ciphertext_is_never_opened(sut: &Sut) {
             swapped[sound[index].1.clone()].copy_from_slice(&record[sealed.clone()]);
             is_tampered(&mut c, store, id, &swapped);
         }
-        c.ok(args!["HSET", format!("{{{store}}}:key:{id}"), "r", sound[index].0]);
+        c.set_packed(format!("{{{store}}}:key:{id}"), &sound[index].0);
         let answer = Answer::from(&c.ok(format!("KG.ACQUIRE {store} p BATCH {id}")));
         assert_eq!((answer.remaining, answer.secret.as_str()), (4, SECRET), "nothing was charged before");
     }
@@ -1717,7 +1717,7 @@ fn a_flipped_bit_is_always_noticed(sut: &Sut) {
         changed[position] ^= 1 << (index % 8);
         if (1..9).contains(&index) {
             // The fingerprint: of a key that this server does not have.
-            c.ok(args!["HSET", "{acme}:key:1", "r", changed]);
+            c.set_packed("{acme}:key:1", &changed);
             c.refused("NOKEYRING", "KG.ACQUIRE acme p");
             c.refused("NOKEYRING", "KG.REVEAL acme 1");
         } else {
@@ -1725,15 +1725,15 @@ fn a_flipped_bit_is_always_noticed(sut: &Sut) {
         }
     }
     // Who waits is told as well.
-    c.ok(args!["HSET", "{acme}:key:1", "r", sound]);
+    c.set_packed("{acme}:key:1", &sound);
     let full = got(&mut c, "p COST 5");
     let mut waiter = one_waits(&server, &mut c, "p BLOCK 1m");
     let mut changed = sound.clone();
     changed[sealed.end - 1] ^= 1;
-    c.ok(args!["HSET", "{acme}:key:1", "r", changed]);
+    c.set_packed("{acme}:key:1", &changed);
     settle(&mut c, &full, "COST 0");
     assert_eq!(waiter.reply().error_code(), "TAMPERED");
-    c.ok(args!["HSET", "{acme}:key:1", "r", sound]);
+    c.set_packed("{acme}:key:1", &sound);
     let answer = got(&mut c, "p");
     assert_eq!((answer.remaining, answer.secret.as_str()), (4, SECRET), "nothing was charged");
     assert!(!contains(server.log().as_bytes(), b"sk-live"), "nor does the log tell");
@@ -1759,13 +1759,13 @@ fn a_truncated_ciphertext_is_never_opened(sut: &Sut) {
     is_tampered(&mut c, "acme", 1, &longer);
     // What is no record at all is another error, and no more is given away.
     for length in 0..sound.len() {
-        c.ok(args!["HSET", "{acme}:key:1", "r", &sound[..length]]);
+        c.set_packed("{acme}:key:1", &sound[..length]);
         for command in ["KG.REVEAL acme 1", "KG.ACQUIRE acme p"] {
             let text = c.refused("ERR", command);
             assert!(text.contains("damaged key record"), "{text}");
         }
     }
-    c.ok(args!["HSET", "{acme}:key:1", "r", sound]);
+    c.set_packed("{acme}:key:1", &sound);
     assert_eq!(got(&mut c, "p").remaining, 4);
 }
 
@@ -2100,8 +2100,8 @@ fn a_key_that_does_not_open_is_passed_over_and_told_of(sut: &Sut) {
         c.ok(format!("KG.ADDKEY acme a secret-number-{n} LIMIT 2 1h"));
     }
     // The first in the order holds the ciphertext of another.
-    let packed = c.ok("HGET {acme}:key:3 r").bytes();
-    c.ok(args!["HSET", "{acme}:key:1", "r", packed]);
+    let packed = c.packed("{acme}:key:3");
+    c.set_packed("{acme}:key:1", &packed);
     for expected in [2, 2, 3, 3] {
         assert_eq!(c.ok("KG.ACQUIRE acme a").field("id").int(), expected);
     }

@@ -12,8 +12,10 @@ server_tests![
     rules_are_listed_by_pages_that_survive_changes,
     a_hundred_thousand_rules_are_kept_and_asked,
     too_many_rules_are_refused,
+    whoever_is_locked_out_of_many_paths_is_kept_out_all_the_same,
     too_many_failed_look_ups_block_an_address,
     nothing_but_an_unknown_key_counts_as_a_failure,
+    a_flood_blocks_who_tries_too_often_and_nobody_else,
     ipv6_counts_and_is_blocked_by_64,
     the_store_s_threshold_comes_before_the_server_s,
     each_further_block_doubles,
@@ -113,6 +115,11 @@ fn an_allow_rule_beats_every_block(sut: &Sut) {
     assert_eq!(c.ok("KG.UNALLOWIP acme 192.0.2.0/24").int(), 1);
     assert_eq!(c.ok("KG.UNALLOWIP acme 192.0.2.0/24").int(), 0);
     assert_eq!(check(&mut c, "192.0.2.7"), "IP_BLOCKED");
+    // An IPv6 address is let in alone, out of a /64 that is not.
+    c.ok("KG.BLOCKIP acme 2001:db8::7");
+    c.ok("KG.ALLOWIP acme 2001:db8::7");
+    assert_eq!(["2001:db8::7", "2001:db8::8"].map(|address| check(&mut c, address)), ["VALID", "IP_BLOCKED"]);
+    assert_eq!(c.ok("KG.UNALLOWIP acme 2001:db8::7").int(), 1);
 }
 
 fn a_rule_for_a_path_covers_whole_segments(sut: &Sut) {
@@ -233,7 +240,7 @@ fn rules_are_listed_by_pages_that_survive_changes(sut: &Sut) {
         }
     }
     batch.push(args!["KG.ALLOWIP", "acme", "2001:db8::1"]);
-    expected.push("2001:db8::/64 allow".to_owned());
+    expected.push("2001:db8::1/128 allow".to_owned());
     batch.push(args!["KG.BLOCKIP", "acme", "203.0.113.9", "1ms"]);
     assert!(c.pipeline(&batch).iter().all(|reply| !reply.is_error()));
     eventually("the end of the shortest rule", || {
@@ -294,12 +301,35 @@ fn a_hundred_thousand_rules_are_kept_and_asked(sut: &Sut) {
     assert_eq!(c.ok("EXISTS {acme}:ips").int(), 0);
 }
 
+fn whoever_is_locked_out_of_many_paths_is_kept_out_all_the_same(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.SETSTORE acme IPTHRESHOLD 2");
+    for n in 0..70 {
+        for _ in 0..2 {
+            c.ok(format!("KG.CLAIMIP acme 192.0.2.7 1 1h PATH /{n} LOCKOUT 1h"));
+        }
+    }
+    let said = |server: &Server| server.log().matches("192.0.2.7 is not kept out: TOOMANY").count();
+    assert_eq!(said(&server), 1, "the log does not grow with what strangers ask for");
+    // Operators still have room for paths, and everywhere there is always room.
+    c.ok("KG.BLOCKIP acme 192.0.2.7 PATH /by/hand");
+    for _ in 0..3 {
+        assert_eq!(c.code("KG.AUTH acme stranger IP 192.0.2.7"), "NOT_FOUND");
+    }
+    assert_eq!(c.code("KG.AUTH acme stranger IP 192.0.2.7"), "IP_BLOCKED");
+    c.ok("KG.ALLOWIP acme 192.0.2.7");
+    assert_eq!(check(&mut c, "192.0.2.7 PATH /1"), "VALID");
+    let dump = c.ok("DUMP {acme}:ips");
+    c.ok(args!["RESTORE", "{acme}:ips", 0, dump.bytes(), "REPLACE"]);
+}
+
 fn too_many_rules_are_refused(sut: &Sut) {
     let server = sut.server();
     let mut c = server.client();
     all_ok(&mut c, (0..64).map(|n| args!["KG.BLOCKIP", "acme", "192.0.2.7", "PATH", format!("/{n}")]));
     let before = c.state();
-    c.refused("TOOMANY", "KG.BLOCKIP acme 192.0.2.7");
+    c.refused("TOOMANY", "KG.BLOCKIP acme 192.0.2.7 PATH /64");
     c.refused("TOOMANY", "KG.ALLOWIP acme 192.0.2.7 PATH /x");
     assert_eq!(c.state(), before);
     c.ok("KG.BLOCKIP acme 192.0.2.7 PATH /63");
@@ -396,6 +426,97 @@ fn nothing_but_an_unknown_key_counts_as_a_failure(sut: &Sut) {
     for _ in 0..10 {
         assert_eq!(fail(&mut c, "192.0.2.7"), "NOT_FOUND", "nobody is blocked");
     }
+}
+
+/// A key that has the form of one, checksum included, and this body of 43 characters.
+fn well_formed(body: &str) -> String {
+    const DIGITS: &[u8] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    static CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
+    let mut raw = format!("kg_live_{body}");
+    let mut sum = CRC.checksum(raw.as_bytes());
+    let checksum = [(); 6].map(|()| {
+        let digit = DIGITS[sum as usize % DIGITS.len()];
+        sum /= DIGITS.len() as u32;
+        char::from(digit)
+    });
+    raw.extend(checksum.into_iter().rev());
+    raw
+}
+
+fn a_flood_blocks_who_tries_too_often_and_nobody_else(sut: &Sut) {
+    use rand::{RngExt, distr::Alphanumeric};
+    const FLOOD: usize = 100_000;
+    /// How many addresses the server counts failures of, and what that takes.
+    const COUNTED: i64 = 65_536;
+    const TABLE_BYTES: i64 = COUNTED * 40;
+    /// Two rules, the windows of the good keys, and what this connection's commands and replies stand in.
+    const OTHER_BYTES: i64 = 128 * 1024;
+    /// How many addresses of the flood come between two tries of each that tries too often.
+    const BETWEEN: usize = 900;
+
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let raw = c.ok("KG.NEWKEY acme shop web").list()[1].text();
+    let body = &raw["kg_live_".len()..raw.len() - 6];
+    assert_eq!(well_formed(body), raw);
+    // A key that is right but for one character, and yet well formed.
+    let near = |n: usize| {
+        let at = n % body.len();
+        let other = if body.as_bytes()[at] == b'x' { "y" } else { "x" };
+        well_formed(&format!("{}{other}{}", &body[..at], &body[at + 1..]))
+    };
+    let flooding = |n: usize| {
+        if n.is_multiple_of(2) { numbered(n as u32) } else { format!("2001:db8:{:x}:{:x}::1", n >> 16, n & 0xffff) }
+    };
+    let ask = |raw: &str, address: &str| args!["KG.AUTH", "acme", raw, "IP", address];
+    let all = |c: &mut Client, code: &str, asked: &[Vec<Vec<u8>>]| {
+        let replies = c.pipeline(asked);
+        let other = replies.iter().find(|map| map.field("code").text() != code);
+        assert!(other.is_none(), "{code} expected: {other:?}");
+    };
+    c.ok("KG.CHECKIP acme 192.0.2.7");
+    let before_bytes = c.info_number("memory", "used_memory");
+
+    // One tries from the start; the other, from all over an IPv6 network, when there are more who fail than can be counted.
+    let [early, late] = [|_: usize| "192.0.2.7".to_owned(), |n: usize| format!("2001:db8:ffff:1::{n:x}")];
+    let mut tries = [0, 0];
+    let mut attempt = |c: &mut Client, which: usize, times: usize| {
+        for _ in 0..times.min(101 - tries[which]) {
+            let address = [&early as &dyn Fn(usize) -> String, &late][which](tries[which]);
+            all(c, "NOT_FOUND", &[ask(&near(tries[which]), &address)]);
+            tries[which] += 1;
+        }
+        tries[which]
+    };
+    let mut random = rand::rng();
+    let mut most = 0;
+    for first in (0..FLOOD).step_by(BETWEEN) {
+        // The second failure comes at once: an address with one alone may make room for others.
+        attempt(&mut c, 0, if first == 0 { 2 } else { 1 });
+        if first >= FLOOD * 4 / 5 {
+            attempt(&mut c, 1, 6);
+        }
+        let mut guess = || -> String { (0..43).map(|_| char::from(random.sample(Alphanumeric))).collect() };
+        let flood: Vec<_> =
+            (first..FLOOD.min(first + BETWEEN)).map(|n| ask(&well_formed(&guess()), &flooding(n))).collect();
+        all(&mut c, "NOT_FOUND", &flood);
+        // Those who have a key go in and out, also where others failed.
+        all(&mut c, "VALID", &[ask(&raw, "198.51.100.7"), ask(&raw, &flooding(first)), ask(&raw, "2001:db8:aaaa::7")]);
+        let counted = c.info_number("keyguard", "keyguard_addresses_failing");
+        assert!(counted <= COUNTED, "{counted} addresses");
+        most = most.max(counted);
+    }
+    assert!(most > COUNTED * 9 / 10, "the flood filled the table: {most}");
+    assert_eq!([attempt(&mut c, 0, 101), attempt(&mut c, 1, 101)], [101, 101], "up to the threshold, exactly");
+    let grown = c.info_number("memory", "used_memory") - before_bytes;
+    assert!((TABLE_BYTES..=TABLE_BYTES + OTHER_BYTES).contains(&grown), "{grown} bytes more");
+
+    assert_eq!(rules(&mut c, 10), ["192.0.2.7 block", "2001:db8:ffff:1::/64 block"]);
+    assert_eq!(c.info_number("keyguard", "keyguard_automatic_blocks"), 2);
+    all(&mut c, "IP_BLOCKED", &[ask(&raw, "192.0.2.7"), ask(&near(0), "192.0.2.7"), ask(&raw, "2001:db8:ffff:1::7")]);
+    let every: Vec<_> = (0..FLOOD).step_by(97).map(|n| ask(&raw, &flooding(n))).collect();
+    all(&mut c, "VALID", &every);
 }
 
 fn ipv6_counts_and_is_blocked_by_64(sut: &Sut) {

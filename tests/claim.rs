@@ -384,7 +384,8 @@ fn refuses_names_of_a_store(sut: &Sut) {
     let mut c = server.client();
     c.ok("KG.ADDORG acme shop");
     let before = c.state();
-    let tails = ["key:1", "win:1", "digest:x", "pool:x", "orgs", "org:x", "orgwin:x", "ips", "usage", "stats:day"];
+    let tails =
+        ["key:1", "win:1", "digest:x", "starts:x", "pool:x", "orgs", "org:x", "orgwin:x", "ips", "usage", "stats:day"];
     for tail in tails {
         for bucket in [format!("{{acme}}:{tail}"), format!("{{nobody}}:{tail}")] {
             for command in [format!("KG.CLAIM {bucket} 5 1h"), format!("KG.REFUND {bucket} 1")] {

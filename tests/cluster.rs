@@ -106,6 +106,8 @@ fn writes(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
     let named = |command: &[Vec<u8>]| writing.iter().any(|name| name.as_bytes() == command[0]);
     let mut writes: Vec<_> = commands(sample).into_iter().filter(|command| named(command)).collect();
     writes.push(args!["KG.REVOKE", "acme", sample.ids[2]]);
+    writes.push(args!["KG.REVOKE", "acme", "KEY", sample.revoked]);
+    writes.push(args!["KG.REVOKE", "acme", "START", &sample.revoked[..10]]);
     writes.push(args!["KG.DELKEY", "acme", "999"]);
     // The last: where nothing stands in its way, nothing is left.
     writes.push(args!["KG.DELSTORE", "acme"]);

@@ -235,6 +235,7 @@ fn store_commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
     all.push(args!["KG.CHECK", "acme", sample.limited, "SCOPE", "read"]);
     all.push(args!["KG.CHECK", "acme", sample.revoked]);
     all.push(args!["KG.CLAIMIP", "acme", "192.0.2.10", "5", "1h", "PATH", "/shop"]);
+    all.push(args!["KG.REVOKE", "acme", "START", &sample.plain[..14]]);
     all.push(args!["KG.FINDKEY", "acme", "another-secret"]);
     all.extend((9..14).map(|id| args!["KG.GETKEY", "acme", id]));
     all.extend((0..5).map(|index| args!["KG.FINDKEY", "acme", format!("a-maps-secret-number-{index}")]));
@@ -312,9 +313,9 @@ fn damaged_records_are_an_error(sut: &Sut) {
     };
     for (id, raw) in [(1, None), (sample.ids[0], Some(&*sample.limited))] {
         let key = format!("{{acme}}:key:{id}");
-        let packed = c.ok(args!["HGET", key, "r"]).bytes();
+        let packed = c.packed(&key);
         for bytes in damaged(&packed) {
-            c.ok(args!["HSET", key, "r", bytes]);
+            c.set_packed(&key, &bytes);
             let what = format!("{} bytes in record {id}", bytes.len());
             let errors = all_commands(&mut c, &calls(id, raw), &what);
             let cut = bytes.len() < packed.len() && packed.starts_with(&bytes);
@@ -324,7 +325,7 @@ fn damaged_records_are_an_error(sut: &Sut) {
         }
         c.ok(args!["HDEL", key, "r"]);
         assert_eq!(all_commands(&mut c, &calls(id, raw), "no packed field"), calls(id, raw).len());
-        c.ok(args!["HSET", key, "r", packed]);
+        c.set_packed(&key, &packed);
         assert_eq!(all_commands(&mut c, &calls(id, raw), "the field is back"), usize::from(raw.is_some()));
         // What is only there to be read does not matter to what it describes.
         for (field, _) in c.ok(args!["HGETALL", key]).fields() {

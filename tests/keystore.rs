@@ -595,11 +595,11 @@ fn finding_a_secret_decrypts_nothing(sut: &Sut) {
     // Not one ciphertext of the store opens any more.
     for id in 1..=50 {
         let key = format!("{{acme}}:key:{id}");
-        let packed = c.ok(args!["HGET", key, "r"]).bytes();
+        let packed = c.packed(&key);
         let tampers = |c: &mut Client, at: usize| {
             let mut changed = packed.clone();
             changed[at] ^= 1;
-            c.ok(args!["HSET", key, "r", changed]);
+            c.set_packed(&key, &changed);
             c.call(args!["KG.REVEAL", "acme", id]).error_code() == "TAMPERED"
         };
         assert!((0..packed.len()).rev().any(|at| tampers(&mut c, at)), "a byte of the ciphertext");
@@ -642,10 +642,10 @@ fn no_secret_is_in_an_error_or_a_log_line(sut: &Sut) {
         errors.push(c.err(command));
     }
     // A key that does not open is told of in the log, by its id.
-    let mut packed = c.ok("HGET {acme}:key:1 r").bytes();
+    let mut packed = c.packed("{acme}:key:1");
     let place = (0..packed.len()).rev().find(|at| {
         packed[*at] ^= 1;
-        c.ok(args!["HSET", "{acme}:key:1", "r", packed]);
+        c.set_packed("{acme}:key:1", &packed);
         let tampered = c.call("KG.REVEAL acme 1").error_code() == "TAMPERED";
         packed[*at] ^= u8::from(!tampered);
         tampered
@@ -836,7 +836,7 @@ fn setkey_changes_nothing_on_an_error(sut: &Sut) {
     c.refused("ERR", args!["KG.SETKEY", "acme", 1, "SOURCE", "a", "NAME", ""]);
     c.refused("ERR", args!["KG.SETKEY", "acme", 1, "SOURCE", "a", "NAME", "n".repeat(257)]);
     c.refused("NOSUCH", "KG.SETKEY acme 99 SOURCE a");
-    c.refused("NOSUCH", args!["KG.SETKEY", "acme", api, "SOURCE", "a"]);
+    c.refused("ERR", args!["KG.SETKEY", "acme", api, "SOURCE", "a"]);
     c.refused("NOSTORE", "KG.SETKEY nobody 1 SOURCE a");
     c.refused("DUPLICATE", "KG.SETKEY acme 1 SOURCE a SECRET other-secret UNIQUE");
     c.refused("WRONGTYPE", "KG.SETKEY acme 1 SOURCE a NAME list");
@@ -1053,7 +1053,7 @@ fn the_readable_fields_follow(sut: &Sut) {
             .ok("HGETALL {acme}:key:1")
             .fields()
             .into_iter()
-            .filter(|(field, _)| field != "r" && field != "created_at")
+            .filter(|(field, _)| !["r", "r2", "r3", "r4", "created_at"].contains(&&**field))
             .map(|(field, value)| (field, value.text()))
             .collect();
         fields.sort();

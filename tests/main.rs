@@ -8,7 +8,8 @@
 //! `KEYGUARD_SERVERS` names the folder with one folder per server (default `target/servers`), `KEYGUARD_MODULE` the module
 //! (default `target/release/libkeyguard.so`), `KEYGUARD_PYTHON` a Python with redis-py for the examples (default
 //! `target/python/bin/python`), `KEYGUARD_ONLY_SERVER` narrows the run to one server, `KEYGUARD_FUZZ` sets
-//! the number of damaged payloads per type, `KEYGUARD_ACQUIRE_SECONDS` how long many workers ask for keys.
+//! the number of damaged payloads per type, `KEYGUARD_SEED` repeats a random test of API keys,
+//! `KEYGUARD_ACQUIRE_SECONDS` how long many workers ask for keys.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 // A test that is in no table would be dead code: it cannot be forgotten.
 #![deny(dead_code)]
@@ -16,6 +17,7 @@
 mod acl;
 mod acquire;
 mod addresses;
+mod apikeys;
 mod claim;
 mod cluster;
 mod docs;
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         gate::TESTS,
         stores::TESTS,
         addresses::TESTS,
+        apikeys::TESTS,
         secrecy::TESTS,
         acl::TESTS,
         loading::TESTS,

@@ -63,6 +63,24 @@ fn change(c: &mut Client) {
     for _ in 0..6 {
         c.ok(format!("KG.AUTH acme {raw} IP 203.0.113.9"));
     }
+    change_api_keys(c);
+}
+
+/// New secrets, quotas that are used, and a key that goes for good.
+fn change_api_keys(c: &mut Client) {
+    let issued = c.ok("KG.NEWKEY acme shop gated QUOTA 4 total QUOTA 100 day UNIT tokens ALLOW 192.0.2.0/24 META {}");
+    let (id, first) = (issued.list()[0].int(), issued.list()[1].text());
+    let second = c.ok(format!("KG.ROTATE acme {id} GRACE 1h")).list()[1].text();
+    for raw in [&first, &second] {
+        for address in ["192.0.2.9", "192.0.2.9", "192.0.3.9"] {
+            c.ok(format!("KG.AUTH acme {raw} IP {address} COST 1 COST 5 UNIT tokens WITHMETA"));
+        }
+    }
+    c.ok(format!("KG.SETKEY acme {id} NAME {} CLEAR meta SCOPES a,b", "l".repeat(100)));
+    c.ok(format!("KG.SETKEY acme {id} NAME l QUOTA 9 total CLEAR scopes"));
+    let third = c.ok(format!("KG.ROTATE acme {id}")).list()[1].text();
+    c.ok(format!("KG.AUTH acme {third} IP 192.0.2.9"));
+    c.ok(args!["KG.REVOKE", "acme", "KEY", third]);
 }
 
 fn assert_same(what: &str, left: &mut Client, right: &mut Client) {
@@ -283,6 +301,9 @@ fn refusals_write_nothing(sut: &Sut) {
         format!("KG.AUTH acme {} SCOPE other", sample.limited),
         format!("KG.AUTH acme {} IP 192.0.2.7", sample.plain),
         format!("KG.AUTH acme {}", sample.revoked),
+        format!("KG.AUTH acme {} IP 198.51.100.1", sample.rotated[1]),
+        format!("KG.AUTH acme {} IP 192.0.2.9 COST 1000", sample.rotated[0]),
+        format!("KG.AUTH acme {} IP 192.0.2.9 COST 0", sample.rotated[0]),
         format!("KG.AUTH acme {typo}"),
         format!("KG.CHECK acme {} IP 203.0.113.1", sample.plain),
         "KG.CHECKIP acme 192.0.2.7".to_owned(),

@@ -243,20 +243,46 @@ fn use_secrets(primary: &Server, plain: &str, canaries: &mut Canaries, errors: &
     let revoked = makes_an_id[1].text();
     c.ok(args!["KG.REVOKE", "acme", makes_an_id[0].int()]);
     run(&mut c, args!["KG.AUTH", "acme", revoked]);
+    // Rotated, with a grace and without; revoked by the key itself and by its beginning.
+    let leaked = c.ok("KG.NEWKEY acme shop leaked").list().to_vec();
+    let mut shown = vec![leaked[1].text()];
+    for grace in [&["GRACE", "1h"][..], &["GRACE", "1ms"], &[], &["GRACE", "1h"]] {
+        let mut command = args!["KG.ROTATE", "acme", leaked[0].int()];
+        command.extend(grace.iter().map(Argument::bytes));
+        shown.push(c.ok(command).list()[1].text());
+        for raw in &shown {
+            run(&mut c, args!["KG.AUTH", "acme", raw]);
+        }
+    }
+    for raw in &shown {
+        run(&mut c, args!["KG.REVOKE", "acme", "KEY", raw]);
+        run(&mut c, args!["KG.REVOKE", "nobody", "key", raw]);
+        run(&mut c, args!["KG.REVOKE", "acme", "KEY", raw, "WHAT"]);
+        // Without the word that tells it from an id, and with the word at the wrong end.
+        run(&mut c, args!["KG.REVOKE", "acme", raw]);
+        run(&mut c, args!["KG.REVOKE", "acme", raw, "KEY"]);
+    }
+    run(&mut c, args!["KG.REVOKE", "acme", "START", &shown[4][..14]]);
     // Each command with a secret in its place, refused in every way.
     c.ok("SET text x");
     c.ok("HSET foreign f v");
-    let secret_position: [(&str, usize); 5] =
-        [("KG.ADDKEY", 3), ("KG.AUTH", 2), ("KG.CHECK", 2), ("KG.FINDKEY", 2), ("KG.SETKEY", 4)];
+    let secret_position: [(&str, usize, &str); 6] = [
+        ("KG.ADDKEY", 3, "name"),
+        ("KG.AUTH", 2, ""),
+        ("KG.CHECK", 2, ""),
+        ("KG.FINDKEY", 2, ""),
+        ("KG.SETKEY", 4, "name"),
+        ("KG.REVOKE", 3, "KEY"),
+    ];
     let stores = ["acme", "nobody", "text", "foreign", "bad name", "{acme}:ips"];
-    for (name, position) in secret_position {
+    for (name, position, before) in secret_position {
         for store in stores {
             for tail in
                 [&[][..], &["WHAT"], &["COST"], &["COST", "x"], &["IP", "x"], &["LIMIT", "0", "1h"], &["META", "{"]]
             {
                 let secret = take(name);
                 let mut command = args![name, store];
-                command.resize(position, b"name".to_vec());
+                command.resize(position, before.into());
                 command.push(secret.into_bytes());
                 command.extend(tail.iter().map(Argument::bytes));
                 run(&mut c, command);
@@ -264,7 +290,7 @@ fn use_secrets(primary: &Server, plain: &str, canaries: &mut Canaries, errors: &
         }
         let call = |secret: &str| {
             let mut command = args![name, "acme"];
-            command.resize(position, b"name".to_vec());
+            command.resize(position, before.into());
             command.push(secret.as_bytes().to_vec());
             command
         };
@@ -300,6 +326,10 @@ fn use_secrets(primary: &Server, plain: &str, canaries: &mut Canaries, errors: &
     canaries.add("an API key", raw.as_bytes());
     canaries.add("the body of an API key", &raw.as_bytes()[8..51]);
     canaries.add("a revoked API key", revoked.as_bytes());
+    for raw in &shown {
+        canaries.add("a rotated API key", raw.as_bytes());
+        canaries.add("the body of a rotated API key", &raw.as_bytes()[8..51]);
+    }
     for command in [args!["KG.AUTH", "nowhere", raw], args!["KG.AUTH", "acme", raw, "WHAT"]] {
         assert!(c.call(command).is_error());
     }

@@ -42,8 +42,7 @@ fn adds_and_reveals(sut: &Sut) {
     // No two records seal alike, and none holds its secret.
     c.ok(format!("KG.ADDKEY acme vendor {LONG}"));
     assert_eq!(c.ok("KG.REVEAL acme 7").text(), LONG);
-    let records = [1, 7].map(|id| c.ok(args!["HGETALL", format!("{{acme}}:key:{id}")]));
-    let hot = records.map(|record| record.field("r").bytes());
+    let hot = [1, 7].map(|id| c.packed(format!("{{acme}}:key:{id}")));
     assert_ne!(hot[0], hot[1]);
     for key in c.keys() {
         assert!(!contains(&c.ok(args!["DUMP", key]).bytes(), LONG.as_bytes()), "{}", key.escape_ascii());
@@ -282,12 +281,12 @@ fn a_changed_secret_does_not_open(sut: &Sut) {
     let server = sut.server();
     let mut c = server.client();
     c.ok(format!("KG.ADDKEY acme a {LONG}"));
-    let packed = c.ok(args!["HGET", "{acme}:key:1", "r"]).bytes();
+    let packed = c.packed("{acme}:key:1");
     let mut opened = 0;
     for position in 0..packed.len() {
         let mut changed = packed.clone();
         changed[position] ^= 0x40;
-        c.ok(args!["HSET", "{acme}:key:1", "r", changed]);
+        c.set_packed("{acme}:key:1", &changed);
         let reply = c.call("KG.REVEAL acme 1");
         // Somewhere else than in the sealed secret, the change may mean another readable field.
         if !reply.is_error() {
@@ -296,7 +295,7 @@ fn a_changed_secret_does_not_open(sut: &Sut) {
         }
     }
     assert!(opened < packed.len() / 2, "{opened} of {} changes went unnoticed", packed.len());
-    c.ok(args!["HSET", "{acme}:key:1", "r", packed]);
+    c.set_packed("{acme}:key:1", &packed);
     assert_eq!(c.ok("KG.REVEAL acme 1").text(), LONG);
 }
 
@@ -435,8 +434,18 @@ fn is_kept_out_of_scripts(sut: &Sut) {
     let mut c = server.client();
     let sample = populate(&mut c);
     let before = c.state();
-    let closed =
-        ["KG.ADDKEY", "KG.SETKEY", "KG.ACQUIRE", "KG.REVEAL", "KG.FINDKEY", "KG.NEWKEY", "KG.AUTH", "KG.CHECK"];
+    let closed = [
+        "KG.ADDKEY",
+        "KG.SETKEY",
+        "KG.ACQUIRE",
+        "KG.REVEAL",
+        "KG.FINDKEY",
+        "KG.NEWKEY",
+        "KG.ROTATE",
+        "KG.REVOKE",
+        "KG.AUTH",
+        "KG.CHECK",
+    ];
     for command in crate::harness::commands(&sample) {
         if closed.iter().any(|name| name.as_bytes() == command[0]) {
             let script = "return redis.call(unpack(ARGV))";
@@ -459,7 +468,8 @@ fn full_memory_refuses_additions_only(sut: &Sut) {
         let reply = c.call(&command);
         match &*name {
             "KG.APPLY" => assert_eq!(reply.error_code(), "ERR"),
-            "KG.CLAIM" | "KG.CLAIMIP" | "KG.ACQUIRE" | "KG.AUTH" | "KG.ADDKEY" | "KG.ADDORG" | "KG.NEWKEY" => {
+            "KG.CLAIM" | "KG.CLAIMIP" | "KG.ACQUIRE" | "KG.AUTH" | "KG.ADDKEY" | "KG.ADDORG" | "KG.NEWKEY"
+            | "KG.ROTATE" => {
                 assert_eq!(reply.error_code(), "OOM", "{name}");
             }
             _ => assert!(!reply.is_error(), "{name} works with full memory: {reply:?}"),
@@ -467,4 +477,5 @@ fn full_memory_refuses_additions_only(sut: &Sut) {
     }
     c.ok("CONFIG SET maxmemory 0");
     assert_eq!(c.code(format!("KG.AUTH acme {} SCOPE read", sample.limited)), "VALID");
+    assert_eq!(c.code(format!("KG.AUTH acme {}", sample.plain)), "DISABLED", "it was revoked all the same");
 }

@@ -5,12 +5,13 @@ use std::fs;
 
 use keyguard_core::address::AddressLogs;
 use keyguard_core::cooling::Cooling;
-use keyguard_core::effect::{Charge, Claimed, Effect, Handed, Owner, RuleSet, WholeValue};
+use keyguard_core::effect::{Admitted, Charge, Charged, Claimed, Effect, Handed, Owner, RuleSet, WholeValue};
 use keyguard_core::ip::{By, Kind, Net, Rule, Rules, Strikes};
 use keyguard_core::limit::Limit;
 use keyguard_core::meters::Meters;
 use keyguard_core::path::Path;
 use keyguard_core::pool::{HandOut, Pool, Traits, Unit};
+use keyguard_core::quota::{Period, Used};
 use keyguard_core::record::{UnitLimit, UnitLimits};
 use keyguard_core::window::WindowLog;
 
@@ -55,6 +56,10 @@ fn main() {
         meters.charge(&[("requests", claimed(index)), ("tokens", claimed(index * 70)), ("x", claimed(index))]);
     }
     write("meters_decode", "three_units", &meters.encode());
+    meters.set_use(START_MS);
+    meters.set_used(Period::Day, "requests", Used { until_ms: Some(START_MS), units: 7 });
+    meters.set_used(Period::Total, "tokens", Used { until_ms: None, units: 9 });
+    write("meters_decode", "quotas", &meters.encode());
 
     write("pool_decode", "empty", &Pool::default().encode());
     write("pool_decode", "plain", &pool(1, &traits(&[], &[])).encode());
@@ -129,6 +134,19 @@ fn main() {
         ("drop_rule", Effect::DropRule { net: "192.0.2.8", kind: Kind::Allow, path: Some("/a") }),
         ("claim_address", Effect::ClaimAddress { net: "192.0.2.8", path: Some("/a"), claimed: claimed(0) }),
         ("clear_address", Effect::ClearAddress { net: "192.0.2.8", path: None, blocks: vec![None, Some("/a")] }),
+        (
+            "admit",
+            Effect::Admit(Admitted {
+                id: 17,
+                at_ms: START_MS,
+                last_use: true,
+                own: Charged {
+                    claims: vec![("requests", 1, 60_000)],
+                    quotas: vec![(Period::Month, "requests", Some(START_MS), 3), (Period::Total, "tokens", None, 4)],
+                },
+                org: Some(("acme", Charged { claims: vec![("requests", 1, 60_000)], quotas: vec![] })),
+            }),
+        ),
         ("whole_address", Effect::Whole { value: WholeValue::Address(&logs.encode()) }),
         ("whole_rules", Effect::Whole { value: WholeValue::Rules(&Rules::new().encode()) }),
     ] {

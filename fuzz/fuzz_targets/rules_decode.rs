@@ -50,8 +50,9 @@ fuzz_target!(|input: &[u8]| {
 fn check_standing(rules: &Rules, address: Address, path: Option<&Path<'_>>, now_ms: u64) {
     let lasts = |until_ms: Option<u64>| until_ms.unwrap_or(u64::MAX);
     let applies = |of: Option<&Path<'_>>| of.is_none_or(|of| path.is_some_and(|path| of.covers(path)));
-    let covering =
-        || rules.iter().filter(|(net, rule)| net.contains(&address) && rule.holds(now_ms) && applies(rule.path.as_ref()));
+    let covering = || {
+        rules.iter().filter(|(net, rule)| net.contains(&address) && rule.holds(now_ms) && applies(rule.path.as_ref()))
+    };
     match rules.judge(address, path, now_ms) {
         Standing::Allowed(_, rule) => assert!(covering().any(|(_, other)| other == rule)),
         Standing::Blocked(_, rule) => {

@@ -18,7 +18,7 @@ use crate::acquire;
 use crate::args::{Args, once};
 use crate::ffi::{OwnedString, raw};
 use crate::register::{Access, Arg, Category, Command, Spec};
-use crate::store::{Missing, Store};
+use crate::store::{Missing, Packed, Store};
 use crate::{config, effects, waiting};
 
 /// `[SOURCE source] [LOGIN login] [BATCH batch]`
@@ -142,8 +142,8 @@ fn claimed_at(args: &mut Args<'_>) -> Result<u64> {
 }
 
 /// The vault key of this id, whose packed record is `packed`.
-fn vault_record(packed: &OwnedString) -> Result<VaultRecord<'_>> {
-    match Record::decode(packed.name().bytes())? {
+fn vault_record(packed: &Packed) -> Result<VaultRecord<'_>> {
+    match Record::decode(packed.bytes())? {
         Record::Vault(record) => Ok(record),
         Record::Api(_) => Err(Error::NoSuch { what: "vault key" }),
     }

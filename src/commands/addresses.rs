@@ -12,7 +12,7 @@ use super::ip::{End, PATH, blocked, option_path};
 use crate::args::{Args, once};
 use crate::effects;
 use crate::failures;
-use crate::ffi::{Level, OwnedString};
+use crate::ffi::OwnedString;
 use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::{Map, Value, integer};
 use crate::store::{Missing, Store};
@@ -105,7 +105,7 @@ impl Command for ClaimIp {
             lock = rules.lock_out(net, wide, until_ms, call.now_ms);
             // With all those rules there, the claim is refused all the same: only not for longer.
             if let Some(Err(error)) = lock.as_ref().map(|lock| rules.accept(net, lock, call.now_ms)) {
-                call.ctx.log(Level::Warning, &format!("store {}: {net} is not locked out: {error}", store.name));
+                failures::log_no_room(call, &store, net, error);
                 lock = None;
             }
         }

@@ -1,32 +1,28 @@
 //! The gate: `KG.AUTH` and `KG.CHECK`.
 
-use arrayvec::ArrayVec;
-use keyguard_core::digest::{Digest, Domain, digest};
-use keyguard_core::effect::{Charge, Charges, Claimed, Effect, Owner};
+use keyguard_core::digest::{Domain, digest};
+use keyguard_core::gate::{self, Asked, Code, Owner, Whose};
 use keyguard_core::ip::{Address, Rules, Standing};
-use keyguard_core::limit::{Limits, MAX_LIMITS};
-use keyguard_core::limiter::{Moment, Verdict, clock, decide, longest_ms};
+use keyguard_core::limit::MAX_LIMITS;
 use keyguard_core::meters::Meters;
-use keyguard_core::record::{ApiRecord, DEFAULT_UNIT, OrgRecord, OrgStatus, Status, UnitLimits};
-use keyguard_core::scope::Scope;
-use keyguard_core::token;
-use keyguard_core::window::WindowLog;
+use keyguard_core::names::Derived;
+use keyguard_core::path::Path;
+use keyguard_core::quota::QuotaVerdict;
+use keyguard_core::record::{ApiRecord, OrgRecord};
+use keyguard_core::scope::{MAX_SCOPES, Scope};
 use keyguard_core::{Error, Result};
 
+use super::apikeys::Reissue;
 use super::{COST, Call, unit};
 use crate::args::{Args, once};
-use crate::effects;
-use crate::failures;
 use crate::ffi::OwnedString;
-use crate::keyring;
+use crate::gate::{Found, count, look_up};
 use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::{Map, Value};
-use crate::store::Store;
+use crate::store::{META, Store};
+use crate::{effects, failures, keyring};
 
-/// The most scopes that one call may ask for.
-const MAX_ASKED_SCOPES: usize = 64;
-
-/// `KG.AUTH store key [IP addr] [SCOPE s]... [COST n [UNIT u]]...`
+/// `KG.AUTH store key [IP addr] [PATH path] [METHOD method] [SCOPE s]... [COST n [UNIT u]]... [WITHMETA]`
 pub struct Auth;
 
 impl Command for Auth {
@@ -44,8 +40,11 @@ impl Command for Auth {
             Arg::key(c"store"),
             Arg::text(c"raw-key"),
             Arg::text(c"addr").token(c"IP").optional(),
+            Arg::text(c"path").token(c"PATH").optional(),
+            Arg::text(c"method").token(c"METHOD").optional(),
             Arg::text(c"scope").token(c"SCOPE").optional().multiple(),
             COST,
+            Arg::word(c"withmeta", c"WITHMETA").optional(),
         ],
     };
 
@@ -54,7 +53,7 @@ impl Command for Auth {
     }
 }
 
-/// `KG.CHECK store key [IP addr] [SCOPE s]... [COST n [UNIT u]]...`
+/// `KG.CHECK store key`, with the options of `KG.AUTH`
 pub struct Check;
 
 impl Command for Check {
@@ -76,23 +75,27 @@ impl Command for Check {
     }
 }
 
-/// What a call is asked to check beside the key itself.
+/// What a call says, beside its key.
 #[derive(Default)]
-struct Asked<'c> {
-    address: Option<Address>,
-    scopes: ArrayVec<Scope<'c>, MAX_ASKED_SCOPES>,
-    costs: ArrayVec<(&'c str, u64), MAX_LIMITS>,
+struct Given<'c> {
+    asked: Asked<'c>,
+    path: Option<Path<'c>>,
+    method: Option<&'c [u8]>,
+    with_meta: Option<()>,
 }
 
-impl<'c> Asked<'c> {
+impl<'c> Given<'c> {
     fn parse(args: &mut Args<'c>) -> Result<Self> {
-        let mut asked = Self::default();
-        while let Some(option) = args.option(&["IP", "SCOPE", "COST", "PATH", "METHOD", "WITHMETA"])? {
+        let mut given = Self::default();
+        while let Some(option) = args.option(&["IP", "PATH", "SCOPE", "METHOD", "COST", "WITHMETA"])? {
+            let asked = &mut given.asked;
             match option {
                 "IP" => once(&mut asked.address, option, Address::parse(args.value(option)?)?)?,
+                "PATH" => once(&mut given.path, option, Path::of_request(args.value(option)?))?,
+                "METHOD" => once(&mut given.method, option, method(args.value(option)?)?)?,
                 "SCOPE" => {
                     let scope = Scope::parse(args.value(option)?)?;
-                    let too_many = Error::TooManyItems { what: "SCOPE", max: MAX_ASKED_SCOPES };
+                    let too_many = Error::TooManyItems { what: "SCOPE", max: MAX_SCOPES };
                     asked.scopes.try_push(scope).map_err(|_| too_many)?;
                 }
                 "COST" => {
@@ -104,33 +107,45 @@ impl<'c> Asked<'c> {
                     let too_many = Error::TooManyItems { what: "COST", max: MAX_LIMITS };
                     asked.costs.try_push((unit, units)).map_err(|_| too_many)?;
                 }
-                what => return Err(Error::NotYet { what }),
+                _ => once(&mut given.with_meta, option, ())?,
             }
         }
-        Ok(asked)
+        Ok(given)
     }
+}
 
-    /// What the call costs in a unit: what it says, else one request.
-    fn cost(&self, unit: &str) -> u64 {
-        let named = self.costs.iter().find(|(name, _)| *name == unit).map(|(_, units)| *units);
-        named.unwrap_or(u64::from(unit == DEFAULT_UNIT))
+/// A method of HTTP, or of what else is spoken: a token.
+fn method(bytes: &[u8]) -> Result<&[u8]> {
+    let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    let proper = (1..=32).contains(&bytes.len()) && bytes.iter().all(is_token);
+    if proper {
+        Ok(bytes)
+    } else {
+        Err(Error::Invalid { what: "METHOD", accepted: "a method of HTTP, of up to 32 characters" })
     }
 }
 
 fn authenticate(call: &Call<'_>, mut args: Args<'_>, charging: bool) -> Result<()> {
     let at = args.store()?;
     let raw_key = args.bytes()?;
-    let asked = Asked::parse(&mut args)?;
+    let Given { asked, path, with_meta, .. } = Given::parse(&mut args)?;
     args.finish()?;
     let store = Store::open_unconfirmed(call.ctx, at)?;
-    let mut map = Map::default();
+    let mut buffer = Vec::with_capacity(128);
+    let answer = |map: &mut Map<'_>, code: Code| {
+        if charging {
+            count(code);
+        }
+        map.field("code", code.as_str());
+    };
 
     if let Some(address) = asked.address {
-        let rules = store.read(&store.name.ips())?;
+        let (_, rules) = store.open_derived(&Derived::Ips, &mut buffer, false)?;
         if let Some(Standing::Blocked(_, rule)) =
-            rules.native::<Rules>()?.map(|rules| rules.judge(address, None, call.now_ms))
+            rules.native::<Rules>()?.map(|rules| rules.judge(address, path.as_ref(), call.now_ms))
         {
-            map.field("code", "IP_BLOCKED");
+            let mut map = Map::default();
+            answer(&mut map, Code::IpBlocked);
             map.optional("retry_after_ms", rule.left_ms(call.now_ms));
             map.field("limited_by", "address");
             map.send(call.ctx);
@@ -138,7 +153,7 @@ fn authenticate(call: &Call<'_>, mut args: Args<'_>, charging: bool) -> Result<(
         }
     }
 
-    let Some((id, packed)) = look_up(call, &store, raw_key)? else {
+    let not_found = || {
         store.confirm()?;
         if let Some(address) = asked.address
             && charging
@@ -146,154 +161,115 @@ fn authenticate(call: &Call<'_>, mut args: Args<'_>, charging: bool) -> Result<(
         {
             failures::note(call, &store, address)?;
         }
-        map.field("code", "NOT_FOUND").send(call.ctx);
-        return Ok(());
+        let mut map = Map::default();
+        answer(&mut map, Code::NotFound);
+        map.send(call.ctx);
+        Ok(())
     };
-    let key = ApiRecord::decode(packed.name().bytes())?;
-    let packed_org = store.packed_org(key.org).map_err(|error| match error {
-        Error::NoSuch { .. } => Error::Damaged { what: "organization record" },
+    let Some(found) = look_up(call.ctx, &store, raw_key, &mut buffer)? else { return not_found() };
+    let (id, key) = (found.id, ApiRecord::decode(found.packed.bytes())?);
+    if !found.works(&key, call.now_ms)? {
+        return not_found();
+    }
+    let (_, org) = store.open_derived(&Derived::Org(key.org.as_bytes()), &mut buffer, false)?;
+    let damaged = "organization record";
+    let packed_org = Store::packed_in(&org, damaged, damaged).map_err(|error| match error {
+        Error::NoSuch { what } => Error::Damaged { what },
         error => error,
     })?;
-    let org = OrgRecord::decode(packed_org.name().bytes())?;
+    drop(org);
+    let org = OrgRecord::decode(packed_org.bytes())?;
+    let meta = with_meta.map(|()| store.record_field(id, &META)).transpose()?.flatten();
 
-    let code = if key.status != Status::Active {
-        Some("DISABLED")
-    } else if key.expired(call.now_ms) {
-        Some("EXPIRED")
-    } else if org.status == OrgStatus::Suspended {
-        Some("ORG_SUSPENDED")
-    } else if !asked.scopes.iter().all(|scope| key.scopes.grant(scope.as_str())) {
-        Some("INSUFFICIENT_SCOPE")
-    } else {
-        None
-    };
-    if let Some(code) = code {
-        describe(map.field("code", code), id, &key).send(call.ctx);
+    if let Some(code) = gate::standing(&key, &org, &asked, call.now_ms) {
+        let mut map = Map::default();
+        answer(&mut map, code);
+        describe(&mut map, id, &key);
+        map.optional("meta", meta.as_ref().map(|meta| meta.name().bytes())).send(call.ctx);
         return Ok(());
     }
 
-    let meters = |name: Vec<u8>, limits: &UnitLimits<'_>| {
-        if limits.is_empty() { Ok(None) } else { store.read(&name).map(Some) }
-    };
-    let key_meters = meters(store.name.win(id), &key.limits)?;
-    let org_meters = meters(store.name.orgwin(key.org), &org.limits)?;
-    let mut claims: Vec<Claim<'_, '_>> = Vec::new();
-    for (owner, limits, meters) in
-        [(Owner::Key(id), &key.limits, &key_meters), (Owner::Org(key.org), &org.limits, &org_meters)]
+    let (own_name, mut own) = store.open_derived(&Derived::Win(id), &mut buffer, charging)?;
+    let is_metered = !org.limits.is_empty() || !org.quotas.is_empty();
+    let of_org = Derived::OrgWin(key.org.as_bytes());
+    let mut shared = is_metered.then(|| store.open_derived(&of_org, &mut buffer, charging)).transpose()?;
+    let meters = own.native::<Meters>()?;
+    let shared_meters = shared.as_ref().map(|(_, key)| key.native::<Meters>()).transpose()?.flatten();
+    let use_is_due = meters.is_none_or(|meters| meters.use_is_due(call.now_ms));
+    let mut decision = gate::admit(
+        Owner { limits: &key.limits, quotas: &key.quotas, meters },
+        Owner { limits: &org.limits, quotas: &org.quotas, meters: shared_meters },
+        &asked,
+        charging,
+        call.now_ms,
+        &|| store.zone(),
+    )?;
+    let granted = decision.code == Code::Valid;
+
+    if granted
+        && charging
+        && let Some(admitted) = gate::admitted(&mut decision, id, key.org, use_is_due)
     {
-        let meters = meters.as_ref().map(|meters| meters.native::<Meters>()).transpose()?.flatten();
-        collect(&mut claims, owner, limits, meters, &asked);
+        let shared = shared.as_mut().map(|(name, key)| (&*name, key));
+        effects::commit_admitted(call.ctx, (store.name, store.header), admitted, (&own_name, &mut own), shared)?;
     }
-    let moment = claims.iter().fold(Moment::at(call.now_ms, call.now_ms), |moment, claim| {
-        let own = clock(claim.log, longest_ms(&claim.limits), call.now_ms);
-        Moment::at(call.now_ms, moment.at_ms.max(own.at_ms))
-    });
-    let mut told: Option<(Verdict, Owner<'_>)> = None;
-    for claim in &claims {
-        let mut verdict = decide(claim.log, &claim.limits, claim.cost, moment)?.ok_or(Error::Internal)?;
-        if !charging {
-            verdict.reset_after_ms = verdict.reset_before_ms(claim.log, moment);
-        }
-        if told.as_ref().is_none_or(|(told, _)| !told.matters_more_than(&verdict)) {
-            told = Some((verdict, claim.owner));
-        }
+    drop((own, shared));
+    if granted && charging {
+        renew(&store, &found, &key, raw_key, call.now_ms);
     }
-    let granted = told.as_ref().is_none_or(|(verdict, _)| verdict.granted());
-
-    let charges: Charges<'_> = claims.iter().filter(|claim| claim.cost > 0).map(|claim| claim.charge(moment)).collect();
-    drop(claims);
-    drop((key_meters, org_meters));
-    if granted && charging && !charges.is_empty() {
-        effects::commit(call.ctx, store.header, &Effect::Charge(charges))?;
+    if charging && decision.code == Code::QuotaExceeded {
+        call.ctx.notify(c"kg.quota", OwnedString::new(&store.name.key(id)).name());
     }
 
-    describe(map.field("code", if granted { "VALID" } else { "RATE_LIMITED" }), id, &key);
-    if let Some((verdict, owner)) = told {
-        let remaining = if charging { verdict.remaining() } else { verdict.remaining_before() };
+    let mut map = Map::default();
+    answer(&mut map, decision.code);
+    describe(&mut map, id, &key);
+    if let Some(verdict) = decision.limit {
         map.field("limit", verdict.limit.count())
-            .field("remaining", remaining)
+            .field("remaining", verdict.remaining)
             .field("window_ms", verdict.limit.window_ms())
             .field("reset_after_ms", verdict.reset_after_ms);
-        if !granted {
+        if decision.code == Code::RateLimited {
             map.field("retry_after_ms", Value::Integer(verdict.retry.as_reply()));
-            map.field("limited_by", if matches!(owner, Owner::Key(_)) { "key" } else { "org" });
+            map.field("limited_by", if verdict.whose == Whose::Key { "key" } else { "org" });
         }
     }
+    if let Some(quota) = decision.quota {
+        if decision.code == Code::QuotaExceeded {
+            map.field("retry_after_ms", Value::Integer(quota.retry.as_reply())).field("limited_by", "quota");
+        }
+        let remaining = if charging { quota.remaining() } else { QuotaVerdict::remaining_before(&quota) };
+        map.field("quota_remaining", remaining)
+            .optional("quota_reset_ms", quota.until_ms.map(|until_ms| until_ms.saturating_sub(call.now_ms)));
+    }
+    map.optional("meta", meta.as_ref().map(|meta| meta.name().bytes()));
     if granted && charging {
-        map.field("claimed_at_ms", moment.at_ms);
+        map.field("claimed_at_ms", decision.at_ms);
     }
     map.send(call.ctx);
     Ok(())
 }
 
-/// The record whose digest is that of the raw key, and its id.
-fn look_up(call: &Call<'_>, store: &Store<'_>, raw_key: &[u8]) -> Result<Option<(u64, OwnedString)>> {
-    if !token::well_formed(raw_key) {
-        return Ok(None);
+/// A key that was digested under an older key of the keyring gets its digest under the newest: this is the only time that its
+/// holder shows it. The key before it is forgotten when its grace has ended. What cannot be written as it should be, stays.
+fn renew(store: &Store<'_>, found: &Found, key: &ApiRecord<'_>, raw_key: &[u8], now_ms: u64) {
+    let is_older = !found.is_newest && key.issued.digest.matches(&found.digest);
+    let previous = key.previous.filter(|(_, until_ms)| now_ms < *until_ms);
+    if !is_older && previous.is_some() == key.previous.is_some() {
+        return;
     }
-    let keyring = keyring::current(call.ctx)?;
-    for key in keyring.newest_first() {
-        let digest = digest(key, Domain::Api, raw_key);
-        if let Some(id) = store.ids_of(&digest)?.first() {
-            return confirmed(store, *id, &digest).map(|packed| Some((*id, packed)));
-        }
+    let mut new = ApiRecord { previous, ..key.clone() };
+    if is_older {
+        let Ok(keyring) = keyring::current(store.ctx()) else { return };
+        new.issued.digest = digest(keyring.newest(), Domain::Api, raw_key);
+        new.issued.digest_key = keyring.newest().fingerprint();
     }
-    store.confirm_keyring(&keyring)?;
-    Ok(None)
-}
-
-/// The packed record that an index entry led to, if it is the one that the entry was made for.
-fn confirmed(store: &Store<'_>, id: u64, digest: &Digest) -> Result<OwnedString> {
-    let damaged = Error::Damaged { what: "digest index" };
-    let packed = store.packed_record(id).map_err(|error| match error {
-        Error::NoSuch { .. } => damaged,
-        error => error,
-    })?;
-    if ApiRecord::decode(packed.name().bytes())?.digest.matches(digest) { Ok(packed) } else { Err(damaged) }
+    // The call was let in, and is answered so: what the server refuses to write now, it has logged.
+    if let Ok(changing) = Reissue::expect(store, found.id, key, &new) {
+        let _ = changing.write(store);
+    }
 }
 
 fn describe<'m, 'a>(map: &'m mut Map<'a>, id: u64, key: &'a ApiRecord<'_>) -> &'m mut Map<'a> {
-    map.field("id", id)
-        .field("org", key.org)
-        .field("label", key.label)
-        .field("scopes", Value::Strings(key.scopes.iter().collect()))
-}
-
-/// A claim on one unit of one owner.
-struct Claim<'a, 'm> {
-    owner: Owner<'a>,
-    unit: &'a str,
-    limits: Limits,
-    cost: u64,
-    log: Option<&'m WindowLog>,
-}
-
-impl<'a> Claim<'a, '_> {
-    fn charge(&self, moment: Moment) -> Charge<'a> {
-        let claimed = Claimed { at_ms: moment.at_ms, units: self.cost, window_ms: longest_ms(&self.limits) };
-        Charge { owner: self.owner, unit: self.unit, claimed }
-    }
-}
-
-/// Adds the claims on an owner's limits, those of one unit together.
-fn collect<'a, 'm>(
-    claims: &mut Vec<Claim<'a, 'm>>,
-    owner: Owner<'a>,
-    limits: &UnitLimits<'a>,
-    meters: Option<&'m Meters>,
-    asked: &Asked<'_>,
-) {
-    for limit in limits {
-        let same = claims.iter_mut().find(|claim| claim.owner == owner && claim.unit == limit.unit);
-        match same {
-            Some(claim) => claim.limits.push(limit.limit),
-            None => claims.push(Claim {
-                owner,
-                unit: limit.unit,
-                limits: [limit.limit].into_iter().collect(),
-                cost: asked.cost(limit.unit),
-                log: meters.and_then(|meters| meters.log(limit.unit)),
-            }),
-        }
-    }
+    map.field("id", id).field("org", key.org).field("label", key.label).field("scopes", &key.scopes)
 }

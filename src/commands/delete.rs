@@ -10,15 +10,16 @@ use keyguard_core::pool::Pool;
 use keyguard_core::record::{Record, RecordType};
 use keyguard_core::{Error, Result};
 
+use super::apikeys::{digest_keys, issued};
 use super::keys::pool_touched;
 use super::list::{MAX_READ, Scan};
 use super::{Call, FILTER_OPTIONS, OF_TYPE};
 use crate::args::Args;
 use crate::effects;
-use crate::ffi::{Kind, OwnedString};
+use crate::ffi::Kind;
 use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::integer;
-use crate::store::{API_KEYS, Missing, Store, VAULT_KEYS, using};
+use crate::store::{API_KEYS, Missing, Packed, Store, VAULT_KEYS, using};
 
 /// The most records that one call deletes: more would hold the server up for over 2 ms.
 pub(super) const MAX_DELETED: usize = 100;
@@ -72,7 +73,7 @@ impl Command for DelKey {
         };
         let mut records = Vec::with_capacity(packed.len());
         for (id, packed) in &packed {
-            records.push((*id, Record::decode(packed.name().bytes())?));
+            records.push((*id, Record::decode(packed.bytes())?));
         }
         let doomed = Doomed::gather(&store, &records)?;
 
@@ -117,7 +118,7 @@ fn which<'c>(mut args: Args<'c>) -> Result<Which<'c>> {
 }
 
 /// Those of the records that there are.
-fn existing(store: &Store<'_>, ids: &[u64]) -> Result<Vec<(u64, OwnedString)>> {
+fn existing(store: &Store<'_>, ids: &[u64]) -> Result<Vec<(u64, Packed)>> {
     let mut packed = Vec::new();
     for id in ids {
         match store.packed_record(*id) {
@@ -132,7 +133,7 @@ fn existing(store: &Store<'_>, ids: &[u64]) -> Result<Vec<(u64, OwnedString)>> {
 ///
 /// # Errors
 /// [`Error::TooMany`] if none was found and there are more: nothing deleted would mean that all is done.
-fn matching(store: &Store<'_>, filter: &Filter<'_>, now_ms: u64) -> Result<Vec<(u64, OwnedString)>> {
+fn matching(store: &Store<'_>, filter: &Filter<'_>, now_ms: u64) -> Result<Vec<(u64, Packed)>> {
     let mut scan = Scan::new(store, filter, 0)?;
     let mut found = Vec::new();
     while found.len() < MAX_DELETED
@@ -163,6 +164,8 @@ pub(super) struct Doomed<'a> {
     pub(super) keys: Vec<Vec<u8>>,
     /// Digests that other records have too, and those records.
     shared: Vec<(Digest, Vec<u64>)>,
+    /// Visible beginnings, and the other API keys that have them.
+    starts: Vec<(&'a str, Vec<u64>)>,
     pools: BTreeMap<&'a str, Vec<u64>>,
     lists: BTreeMap<Listed, Vec<u64>>,
     counts: BTreeMap<String, i64>,
@@ -174,16 +177,22 @@ impl<'a> Doomed<'a> {
     fn gather(store: &Store<'_>, records: &'a [(u64, Record<'a>)]) -> Result<Self> {
         let mut doomed = Self::default();
         let mut digests: BTreeMap<[u8; 32], Vec<u64>> = BTreeMap::new();
+        let mut starts: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
         for (id, record) in records {
             let win = store.name.win(*id);
             store.read(&win)?;
             doomed.keys.extend([store.name.key(*id), win]);
-            if let Record::Vault(vault) = record {
-                doomed.pools.entry(vault.name).or_default().push(*id);
+            match record {
+                Record::Vault(vault) => doomed.pools.entry(vault.name).or_default().push(*id),
+                Record::Api(api) => {
+                    issued(api).for_each(|issued| starts.entry(issued.start).or_default().push(*id));
+                }
             }
-            let digest = doomed.uncount(record);
+            doomed.uncount(record);
             doomed.lists.entry(record.record_type().into()).or_default().push(*id);
-            digests.entry(*digest.as_bytes()).or_default().push(*id);
+            for digest in digests_of(record) {
+                digests.entry(*digest.as_bytes()).or_default().push(*id);
+            }
         }
         for (digest, ids) in digests {
             let digest = Digest::from_bytes(digest);
@@ -194,6 +203,11 @@ impl<'a> Doomed<'a> {
             } else {
                 doomed.shared.push((digest, left));
             }
+        }
+        for (start, ids) in starts {
+            let mut left = store.ids_of_start(start)?;
+            left.retain(|id| ids.binary_search(id).is_err());
+            doomed.starts.push((start, left));
         }
         for name in doomed.pools.keys() {
             store.read(&store.name.pool(name))?.native::<Pool>()?;
@@ -219,8 +233,11 @@ impl<'a> Doomed<'a> {
             doomed.keys.extend([store.name.key(*id), store.name.win(*id)]);
             pools.extend(*pool);
             if let Some(record) = record {
-                let digest = doomed.uncount(record);
-                doomed.keys.push(store.name.digest(digest));
+                doomed.uncount(record);
+                doomed.keys.extend(digests_of(record).map(|digest| store.name.digest(digest)));
+                if let Record::Api(api) = record {
+                    doomed.keys.extend(issued(api).map(|issued| store.name.starts(issued.start).0));
+                }
             }
         }
         doomed.keys.extend(pools.into_iter().map(|name| store.name.pool(name)));
@@ -251,23 +268,28 @@ impl<'a> Doomed<'a> {
         store.write(c"UNLINK", &self.keys.iter().map(Vec::as_slice).collect::<Vec<_>>())
     }
 
-    /// Notes in which counts a record is one less, and says under which digest it is found.
-    fn uncount(&mut self, record: &'a Record<'a>) -> &'a Digest {
-        let (digest, digest_key, count) = match record {
-            Record::Vault(vault) => (&vault.digest, vault.digest_key, VAULT_KEYS),
-            Record::Api(api) => {
-                *self.orgs.entry(api.org).or_default() -= 1;
-                (&api.digest, api.digest_key, API_KEYS)
+    /// Notes in which counts a record is one less.
+    fn uncount(&mut self, record: &'a Record<'a>) {
+        let mut uncount = |what: String| *self.counts.entry(what).or_default() -= 1;
+        match record {
+            Record::Vault(vault) => {
+                uncount(VAULT_KEYS.to_owned());
+                uncount(using(vault.digest_key));
             }
-        };
-        *self.counts.entry(count.to_owned()).or_default() -= 1;
-        *self.counts.entry(using(digest_key)).or_default() -= 1;
-        digest
+            Record::Api(api) => {
+                uncount(API_KEYS.to_owned());
+                digest_keys(api).for_each(|key| uncount(using(key)));
+                *self.orgs.entry(api.org).or_default() -= 1;
+            }
+        }
     }
 
     pub(super) fn delete(&self, store: &Store<'_>) -> Result<()> {
         for (digest, left) in &self.shared {
             store.set_ids(digest, left)?;
+        }
+        for (start, left) in &self.starts {
+            store.set_ids_of_start(start, left)?;
         }
         for (name, ids) in &self.pools {
             let effect = Effect::Withdraw { pool: name, ids: ids.clone() };
@@ -279,4 +301,13 @@ impl<'a> Doomed<'a> {
         self.counts.iter().try_for_each(|(what, by)| store.count(what, *by))?;
         self.orgs.iter().try_for_each(|(org, by)| store.count_in_org(org, *by))
     }
+}
+
+/// The digests under which a record is found.
+fn digests_of<'n>(record: &'n Record<'_>) -> impl Iterator<Item = &'n Digest> {
+    let (vault, api) = match record {
+        Record::Vault(vault) => (Some(&vault.digest), None),
+        Record::Api(api) => (None, Some(issued(api).map(|issued| &issued.digest))),
+    };
+    vault.into_iter().chain(api.into_iter().flatten())
 }

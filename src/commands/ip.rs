@@ -4,7 +4,6 @@ use keyguard_core::effect::{Effect, RuleSet};
 use keyguard_core::ip::{Address, By, Kind, MAX_REASON_BYTES, Mark, Net, Rule, Rules, Standing};
 use keyguard_core::names::text;
 use keyguard_core::path::Path;
-use keyguard_core::zone::Zone;
 use keyguard_core::{Error, Result, parse};
 
 use super::Call;
@@ -112,7 +111,7 @@ impl Command for UnallowIp {
 
 fn set(call: &Call<'_>, mut args: Args<'_>, kind: Kind) -> Result<()> {
     let at = args.store()?;
-    let net = Net::parse(args.bytes()?)?;
+    let net = net_of(kind, args.bytes()?)?;
     let mut end = None;
     if args.peek().is_some_and(|next| next.first().is_some_and(|first| !first.is_ascii_alphabetic())) {
         end = Some(End::In(parse::duration_ms(args.bytes()?, "duration")?));
@@ -150,7 +149,7 @@ fn set(call: &Call<'_>, mut args: Args<'_>, kind: Kind) -> Result<()> {
 
 fn remove(call: &Call<'_>, mut args: Args<'_>, kind: Kind) -> Result<()> {
     let at = args.store()?;
-    let net = Net::parse(args.bytes()?)?;
+    let net = net_of(kind, args.bytes()?)?;
     let path = option_path(&mut args)?;
     args.finish()?;
     let store = Store::open(call.ctx, at, Missing::Refuse)?;
@@ -320,19 +319,16 @@ impl End<'_> {
     pub(super) fn until_ms(self, store: &Store<'_>, now_ms: u64) -> Result<u64> {
         match self {
             Self::In(duration_ms) => Ok(now_ms + duration_ms),
-            Self::At(time) => parse::until_ms(time, "UNTIL", &zone(store)?, now_ms),
+            Self::At(time) => parse::until_ms(time, "UNTIL", &store.zone()?, now_ms),
         }
     }
 }
 
-/// The time zone of a store; UTC if none was set.
-fn zone(store: &Store<'_>) -> Result<Zone> {
-    if !store.exists() {
-        return Ok(Zone::default());
-    }
-    match store.ctx().read(store.header).hash_field(c"tz")? {
-        None => Ok(Zone::default()),
-        Some(name) => Zone::parse(name.name().bytes()).map_err(|_| Error::Damaged { what: "header" }),
+/// The network that a rule of this kind is for.
+fn net_of(kind: Kind, bytes: &[u8]) -> Result<Net> {
+    match kind {
+        Kind::Allow => Net::parse_allowed(bytes),
+        Kind::Block => Net::parse(bytes),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Key records: `KG.ADDKEY`, `KG.SETKEY`, `KG.GETKEY`, `KG.REVEAL`, `KG.FINDKEY`, `KG.NEWKEY`, `KG.REVOKE`.
+//! Key records: `KG.ADDKEY`, `KG.SETKEY`, `KG.GETKEY`, `KG.REVEAL`, `KG.FINDKEY`.
 
 use arrayvec::ArrayVec;
 use keyguard_core::digest::{Digest, Domain, digest};
@@ -7,19 +7,18 @@ use keyguard_core::keyring::{Keyring, KeyringKey};
 use keyguard_core::listing::yes_or_no;
 use keyguard_core::names::{Meta, name};
 use keyguard_core::pool::{History, MAX_POOL_KEYS, Pool, Traits};
-use keyguard_core::record::{ApiRecord, MAX_WEIGHT, OrgRecord, Record, RecordType, Status, UnitLimits, VaultRecord};
-use keyguard_core::scope::Scopes;
+use keyguard_core::record::{Record, RecordType, Status, UnitLimits, VaultRecord};
 use keyguard_core::secret::Secret;
-use keyguard_core::token::{Prefix, RawKey};
-use keyguard_core::vault;
-use keyguard_core::{Error, Result};
+use keyguard_core::{Error, Result, parse, vault};
 
-use super::{Call, EXPIRY, LIMIT, expiry, unit_limit};
+use super::given::{Cleared, Given, clear};
+use super::{ALLOW, Call, EXPIRY, LIMIT, QUOTA, SCOPES, apikeys};
 use crate::args::{Args, once};
+use crate::effects::LAST_USED_AT;
 use crate::ffi::{Ctx, Key, OwnedString};
 use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::{Map, Value, integer};
-use crate::store::{API_KEYS, MAX_SHARED, Missing, Store, VAULT_KEYS, api_fields, place, using, vault_fields};
+use crate::store::{Fields, MAX_SHARED, META, Missing, Store, VAULT_KEYS, place, using, vault_fields};
 use crate::{effects, keyring, waiting};
 
 /// `SHARED count window [UNIT u]`, which may be given several times.
@@ -29,53 +28,6 @@ const SHARED: Arg = Arg::block(
 )
 .optional()
 .multiple();
-
-/// What ADDKEY and SETKEY may say of a vault key, beside its name and secret.
-#[derive(Default)]
-struct Given<'c> {
-    active: Option<bool>,
-    expires: Option<Option<u64>>,
-    source: Option<&'c str>,
-    login: Option<&'c str>,
-    batch: Option<&'c str>,
-    account: Option<&'c str>,
-    weight: Option<u64>,
-    meta: Option<Meta<'c>>,
-    unique: Option<()>,
-    limits: UnitLimits<'c>,
-    shared: UnitLimits<'c>,
-}
-
-impl<'c> Given<'c> {
-    const OPTIONS: [&'static str; 12] = [
-        "INACTIVE", "EXPIREAT", "EXPIREIN", "SOURCE", "LOGIN", "BATCH", "ACCOUNT", "SHARED", "LIMIT", "WEIGHT", "META",
-        "UNIQUE",
-    ];
-
-    /// Reads what follows one of the options.
-    fn take(&mut self, option: &'static str, args: &mut Args<'c>, now_ms: u64) -> Result<()> {
-        match option {
-            "INACTIVE" => once(&mut self.active, option, false),
-            "UNIQUE" => once(&mut self.unique, option, ()),
-            "EXPIREAT" | "EXPIREIN" => once(&mut self.expires, option, expiry(args, option, now_ms)?),
-            "SOURCE" => once(&mut self.source, option, name(args.value(option)?, option)?),
-            "LOGIN" => once(&mut self.login, option, name(args.value(option)?, option)?),
-            "BATCH" => once(&mut self.batch, option, name(args.value(option)?, option)?),
-            "ACCOUNT" => once(&mut self.account, option, name(args.value(option)?, option)?),
-            "SHARED" => unit_limit(args, &mut self.shared),
-            "LIMIT" => unit_limit(args, &mut self.limits),
-            "WEIGHT" => {
-                let accepted = "a whole number from 1 to 1000000";
-                once(&mut self.weight, option, args.positive(option, u64::from(MAX_WEIGHT), accepted)?)
-            }
-            _ => once(&mut self.meta, option, Meta::parse(args.value(option)?)?),
-        }
-    }
-
-    fn weight(&self) -> Option<u32> {
-        self.weight.and_then(|weight| u32::try_from(weight).ok())
-    }
-}
 
 /// Limits that are shared need somebody to share them with.
 fn expect_account(account: Option<&str>, shared: &UnitLimits<'_>) -> Result<()> {
@@ -161,7 +113,7 @@ impl Command for AddKey {
         let of = name(args.bytes()?, "name")?;
         let secret = Secret::parse(args.bytes()?)?;
         let mut given = Given::default();
-        while let Some(option) = args.option(&Given::OPTIONS)? {
+        while let Some(option) = args.option(&Given::OF_VAULT_KEYS)? {
             given.take(option, &mut args, call.now_ms)?;
         }
         args.finish()?;
@@ -226,29 +178,23 @@ pub(super) fn write_vault(
     record: &VaultRecord<'_>,
     meta: Option<Option<&str>>,
 ) -> Result<()> {
-    let key = store.name.key(id);
-    let fields = vault_fields(record, meta.flatten())?;
-    store.write_hash(&key, &fields)?;
-    let mut args: Vec<&[u8]> = vec![&key];
-    args.extend(fields.absent().filter(|field| *field != META || meta.is_some()).map(|field| field.as_bytes()));
-    if args.len() > 1 { store.write(c"HDEL", &args) } else { Ok(()) }
+    rewrite(store, id, &vault_fields(record, meta.flatten())?, meta.is_some())
 }
 
-/// The readable field of META.
-const META: &str = "meta";
+/// Sets the fields of a record, and takes away those that do not apply; META only if that changes.
+pub(super) fn rewrite(store: &Store<'_>, id: u64, fields: &Fields, meta_changes: bool) -> Result<()> {
+    let kept: &[&str] = if meta_changes { &[] } else { &[META.as_str()] };
+    store.rewrite_hash(&store.name.key(id), fields, kept)
+}
 
 /// `KG.SETKEY store id [options]`
 pub struct SetKey;
-
-/// The fields that CLEAR takes, by the names that KG.GETKEY shows them under.
-const CLEARABLE: [&str; 9] =
-    ["source", "login", "batch", "account", "expires_at", "limits", "shared", "weight", "meta"];
 
 impl Command for SetKey {
     const SPEC: Spec = Spec {
         name: c"KG.SETKEY",
         summary:
-            c"Changes or clears what is known of a vault key, its secret included, and answers which fields changed",
+            c"Changes or clears what is known of a key, the secret of a vault key included, and answers which fields changed",
         complexity: c"O(log N), N being the keys of its name",
         flags: "deny-script",
         access: Access::Write,
@@ -273,16 +219,20 @@ impl Command for SetKey {
             Arg::integer(c"n").token(c"WEIGHT").optional(),
             Arg::text(c"json").token(c"META").optional(),
             Arg::word(c"unique", c"UNIQUE").optional(),
+            SCOPES,
+            QUOTA,
+            ALLOW,
             Arg::text(c"field").token(c"CLEAR").optional().multiple(),
         ],
     };
 
     fn run(call: &Call<'_>, mut args: Args<'_>) -> Result<()> {
         const OWN: [&str; 4] = ["NAME", "SECRET", "ACTIVE", "CLEAR"];
-        let options: ArrayVec<&'static str, 16> = Given::OPTIONS.into_iter().chain(OWN).collect();
+        let options: ArrayVec<&'static str, 19> =
+            Given::OF_VAULT_KEYS.into_iter().chain(Given::OF_API_KEYS_ONLY).chain(OWN).collect();
         let at = args.store()?;
         let id = args.id()?;
-        let (mut given, mut of, mut secret, mut cleared) = (Given::default(), None, None, ArrayVec::<&str, 9>::new());
+        let (mut given, mut of, mut secret, mut cleared) = (Given::default(), None, None, Cleared::new());
         while let Some(option) = args.option(&options)? {
             match option {
                 "NAME" => once(&mut of, option, name(args.value(option)?, option)?)?,
@@ -300,10 +250,29 @@ impl Command for SetKey {
         let store = Store::open(call.ctx, at, Missing::Refuse)?;
 
         let packed = store.packed_record(id)?;
-        let Record::Vault(old) = Record::decode(packed.name().bytes())? else {
-            return Err(Error::NoSuch { what: "vault key" });
+        let old_meta = store.record_field(id, &META)?;
+        let meta = match given.meta {
+            Some(meta) => Some(Some(meta.as_str())),
+            None => cleared.contains(&META.as_str()).then_some(None),
         };
-        let old_meta = store.record_field(id, c"meta")?;
+        let old_meta = old_meta.as_ref().map(|meta| meta.name().bytes());
+        let meta = meta.filter(|meta| meta.map(str::as_bytes) != old_meta);
+        let old = match Record::decode(packed.bytes())? {
+            Record::Vault(old) => old,
+            Record::Api(_) if secret.is_some() => {
+                let accepted = "for vault keys only: KG.ROTATE gives an API key a new secret";
+                return Err(Error::Invalid { what: "SECRET", accepted });
+            }
+            Record::Api(old) => {
+                given.expect(RecordType::Api, &cleared)?;
+                let mut new = given.applied_to_api(&old, &cleared)?;
+                new.label = of.unwrap_or(old.label);
+                let changed = apikeys::change(&store, id, &old, &new, meta)?;
+                answer(call, &changed);
+                return Ok(());
+            }
+        };
+        given.expect(RecordType::Vault, &cleared)?;
         let sealed;
         let mut new = given.applied(&old, &cleared);
         new.name = of.unwrap_or(old.name);
@@ -316,15 +285,9 @@ impl Command for SetKey {
             (new.sealed, new.hint) = (&sealed, secret.hint());
             (new.digest, new.digest_key) = (digested.digest, digested.key.fingerprint());
         }
-        let meta = match given.meta {
-            Some(meta) => Some(Some(meta.as_str())),
-            None => cleared.contains(&META).then_some(None),
-        };
-        let old_meta = old_meta.as_ref().map(|meta| meta.name().bytes());
-        let meta = meta.filter(|meta| meta.map(str::as_bytes) != old_meta);
         let mut changed = changes(&old, &new);
         changed.extend(secret.is_some().then_some("secret"));
-        changed.extend(meta.is_some().then_some(META));
+        changed.extend(meta.map(|_| META.as_str()));
         // Somebody may have taken it out of the pool by hand, or put back a record whose pool had given it up.
         let is_enrolled =
             store.read(&store.name.pool(old.name))?.native::<Pool>()?.is_some_and(|pool| pool.contains(id));
@@ -355,79 +318,15 @@ impl Command for SetKey {
             from.into_iter().chain([new.name]).for_each(|name| pool_touched(&store, name));
         }
 
-        call.ctx.reply_array(changed.len());
-        changed.iter().for_each(|field| call.ctx.reply_bytes(field.as_bytes()));
+        answer(call, &changed);
         Ok(())
     }
 }
 
-fn clear(field: &[u8], cleared: &mut ArrayVec<&'static str, 9>) -> Result<()> {
-    let known = CLEARABLE.into_iter().find(|name| field.eq_ignore_ascii_case(name.as_bytes()));
-    let accepted = "source, login, batch, account, expires_at, limits, shared, weight or meta";
-    let field = known.ok_or(Error::Invalid { what: "CLEAR", accepted })?;
-    if cleared.contains(&field) {
-        return Err(Error::Repeated { option: "CLEAR" });
-    }
-    cleared.try_push(field).map_err(|_| Error::Internal)
-}
-
-impl<'c> Given<'c> {
-    /// Makes sure that nothing is both given and cleared.
-    fn expect_not(&self, cleared: &[&str]) -> Result<()> {
-        let given = [
-            ("source", self.source.is_some()),
-            ("login", self.login.is_some()),
-            ("batch", self.batch.is_some()),
-            ("account", self.account.is_some()),
-            ("expires_at", self.expires.is_some()),
-            ("limits", !self.limits.is_empty()),
-            ("shared", !self.shared.is_empty()),
-            ("weight", self.weight.is_some()),
-            (META, self.meta.is_some()),
-        ];
-        let both = given.iter().any(|(field, given)| *given && cleared.contains(field));
-        if both { Err(Error::Repeated { option: "CLEAR" }) } else { Ok(()) }
-    }
-
-    /// What becomes of a record.
-    fn applied<'r>(&self, old: &VaultRecord<'r>, cleared: &[&str]) -> VaultRecord<'r>
-    where
-        'c: 'r,
-    {
-        let text =
-            |given: Option<&'c str>, old: Option<&'r str>, field| given.or(old.filter(|_| !cleared.contains(&field)));
-        let limits = |given: &UnitLimits<'c>, old: &UnitLimits<'r>, field| -> UnitLimits<'r> {
-            match given.is_empty() {
-                true if cleared.contains(&field) => UnitLimits::new(),
-                true => old.clone(),
-                false => given.clone(),
-            }
-        };
-        let status = match self.active {
-            Some(true) => Status::Active,
-            Some(false) => Status::Inactive,
-            None => old.status,
-        };
-        let account = text(self.account, old.account, "account");
-        VaultRecord {
-            status,
-            // Taken into use again, or put away by hand: what the vendor said is past.
-            rejected: old.rejected.filter(|_| self.active.is_none()),
-            expires_ms: self.expires.unwrap_or(old.expires_ms.filter(|_| !cleared.contains(&"expires_at"))),
-            source: text(self.source, old.source, "source"),
-            login: text(self.login, old.login, "login"),
-            batch: text(self.batch, old.batch, "batch"),
-            account,
-            weight: self.weight().unwrap_or(if cleared.contains(&"weight") { 1 } else { old.weight }),
-            limits: limits(&self.limits, &old.limits, "limits"),
-            shared: match limits(&self.shared, &old.shared, "shared") {
-                // Without its account, its limits go too, unless they are asked for.
-                _ if account.is_none() && self.shared.is_empty() => UnitLimits::new(),
-                shared => shared,
-            },
-            ..old.clone()
-        }
-    }
+/// Answers the names of the fields that changed.
+fn answer(call: &Call<'_>, changed: &[&str]) {
+    call.ctx.reply_array(changed.len());
+    changed.iter().for_each(|field| call.ctx.reply_bytes(field.as_bytes()));
 }
 
 /// The fields in which two records differ, by the names that KG.GETKEY shows them under; not those of the secret.
@@ -478,12 +377,12 @@ impl Command for GetKey {
 /// Answers what is known of a record.
 pub(super) fn describe_record(call: &Call<'_>, store: &Store<'_>, id: u64) -> Result<()> {
     let packed = store.packed_record(id)?;
-    let record = Record::decode(packed.name().bytes())?;
-    let meta = store.record_field(id, c"meta")?;
+    let record = Record::decode(packed.bytes())?;
+    let beside = Beside::read(&store.read(&store.name.key(id))?)?;
     let pool = pool_of(store, &record)?;
     let history = history_of(pool.as_ref(), id)?;
 
-    describe(call, id, &record, meta.as_ref().map(|meta| meta.name().bytes()), history);
+    describe(call, id, &record, &beside, history);
     Ok(())
 }
 
@@ -516,12 +415,42 @@ pub(super) fn history_of<'k>(pool: Option<&'k Key<'_>>, id: u64) -> Result<Optio
     Ok(pool.and_then(|pool| pool.history(id)))
 }
 
+/// What stands beside the packed form of a record and nowhere else.
+pub(super) struct Beside {
+    meta: Option<OwnedString>,
+    last_used_at: Option<OwnedString>,
+}
+
+impl Beside {
+    /// Reads it.
+    pub(super) fn read(key: &Key<'_>) -> Result<Self> {
+        let (meta, last_used_at) = (key.hash_field_named(&META)?, key.hash_field_named(&LAST_USED_AT)?);
+        Ok(Self { meta, last_used_at })
+    }
+
+    fn meta(&self) -> Option<&[u8]> {
+        self.meta.as_ref().map(|meta| meta.name().bytes())
+    }
+
+    /// How many bytes were read.
+    pub(super) fn len(&self) -> usize {
+        self.meta().map_or(0, <[u8]>::len)
+    }
+}
+
 /// Describes a record: never its secret, nor a digest of it.
-pub(super) fn describe(call: &Call<'_>, id: u64, record: &Record<'_>, meta: Option<&[u8]>, history: Option<&History>) {
+pub(super) fn describe(call: &Call<'_>, id: u64, record: &Record<'_>, beside: &Beside, history: Option<&History>) {
     let cooling = history.and_then(|history| history.cooling.as_ref());
     let shared = match record {
         Record::Vault(vault) if !vault.shared.is_empty() => Some(&vault.shared),
         _ => None,
+    };
+    let (quotas, allowed) = match record {
+        Record::Vault(_) => (Vec::new(), Vec::new()),
+        Record::Api(api) => (
+            api.quotas.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            api.allowed.iter().map(|net| net.to_string()).collect(),
+        ),
     };
     let expired = record.expired(call.now_ms);
     let mut map = Map::default();
@@ -540,8 +469,8 @@ pub(super) fn describe(call: &Call<'_>, id: u64, record: &Record<'_>, meta: Opti
         Record::Api(api) => {
             map.field("org", api.org)
                 .field("label", api.label)
-                .field("start", api.start)
-                .field("scopes", Value::Strings(api.scopes.iter().collect()))
+                .field("start", api.issued.start)
+                .field("scopes", &api.scopes)
                 .field("created_at", api.created_ms);
         }
     }
@@ -552,7 +481,15 @@ pub(super) fn describe(call: &Call<'_>, id: u64, record: &Record<'_>, meta: Opti
         .field("active", record.status() == Status::Active)
         .field("expired", expired)
         .field("usable", record.usable(call.now_ms))
-        .optional("meta", meta);
+        .optional("meta", beside.meta());
+    if let Record::Api(api) = record {
+        let last_used_at = beside.last_used_at.as_ref().and_then(|at| parse::unsigned(at.name().bytes()));
+        let previous = api.previous.filter(|(_, until_ms)| call.now_ms < *until_ms);
+        map.field("quotas", Value::Strings(quotas.iter().map(String::as_str).collect()))
+            .field("allowed", Value::Strings(allowed.iter().map(String::as_str).collect()))
+            .optional("rotated_until", previous.map(|(_, until_ms)| until_ms))
+            .optional("last_used_at", last_used_at);
+    }
     if let Record::Vault(vault) = record {
         map.optional("rejected", vault.rejected)
             .optional("cooling_until", cooling.map(|cooling| cooling.until_ms).filter(|until| *until > call.now_ms))
@@ -582,7 +519,7 @@ impl Command for Reveal {
     fn run(call: &Call<'_>, args: Args<'_>) -> Result<()> {
         let (store, id) = which(call.ctx, args)?;
         let packed = store.packed_record(id)?;
-        let Record::Vault(record) = Record::decode(packed.name().bytes())? else {
+        let Record::Vault(record) = Record::decode(packed.bytes())? else {
             return Err(Error::NoSuch { what: "vault key" });
         };
         let keyring = keyring::current(call.ctx)?;
@@ -626,128 +563,6 @@ impl Command for FindKey {
 
         call.ctx.reply_array(ids.len());
         ids.into_iter().for_each(|id| call.ctx.reply_integer(integer(id)));
-        Ok(())
-    }
-}
-
-/// `KG.NEWKEY store org label [options]`
-pub struct NewKey;
-
-impl Command for NewKey {
-    const SPEC: Spec = Spec {
-        name: c"KG.NEWKEY",
-        summary: c"Issues an API key; this is the only time that it is shown",
-        complexity: c"O(1)",
-        flags: "deny-oom deny-script",
-        access: Access::Write,
-        category: Category::Secrets,
-        min_args: 4,
-        secrets: &[],
-        secrets_from: 0,
-        args: &[
-            Arg::key(c"store"),
-            Arg::text(c"org"),
-            Arg::text(c"label"),
-            Arg::text(c"prefix").token(c"PREFIX").optional(),
-            Arg::text(c"scopes").token(c"SCOPES").optional(),
-            LIMIT,
-            EXPIRY,
-            Arg::text(c"json").token(c"META").optional(),
-        ],
-    };
-
-    fn run(call: &Call<'_>, mut args: Args<'_>) -> Result<()> {
-        const OPTIONS: &[&str] = &["PREFIX", "SCOPES", "LIMIT", "EXPIREAT", "EXPIREIN", "META", "QUOTA", "ALLOW"];
-        let at = args.store()?;
-        let org = name(args.bytes()?, "org")?;
-        let label = name(args.bytes()?, "label")?;
-        let (mut prefix, mut scopes, mut expires, mut meta) = (None, None, None, None);
-        let mut limits = UnitLimits::new();
-        while let Some(option) = args.option(OPTIONS)? {
-            match option {
-                "PREFIX" => once(&mut prefix, option, Prefix::parse(args.value(option)?)?)?,
-                "SCOPES" => once(&mut scopes, option, Scopes::parse(args.value(option)?)?)?,
-                "LIMIT" => unit_limit(&mut args, &mut limits)?,
-                "EXPIREAT" | "EXPIREIN" => once(&mut expires, option, expiry(&mut args, option, call.now_ms)?)?,
-                "META" => once(&mut meta, option, Meta::parse(args.value(option)?)?)?,
-                what => return Err(Error::NotYet { what }),
-            }
-        }
-        args.finish()?;
-        let store = Store::open(call.ctx, at, Missing::Refuse)?;
-        OrgRecord::decode(store.packed_org(org)?.name().bytes())?;
-        let keyring = keyring::current(call.ctx)?;
-
-        let id = store.next_id()?;
-        store.expect_free(&store.name.key(id))?;
-        let raw = RawKey::new(&prefix.unwrap_or_default(), &*keyring::random()?);
-        let key = keyring.newest();
-        let record = ApiRecord {
-            org,
-            label,
-            status: Status::Active,
-            created_ms: call.now_ms,
-            expires_ms: expires.flatten(),
-            scopes: scopes.unwrap_or_default(),
-            limits,
-            digest: digest(key, Domain::Api, raw.as_bytes()),
-            digest_key: key.fingerprint(),
-            start: raw.start(),
-        };
-        store.expect_free(&store.name.digest(&record.digest))?;
-        store.expect_list(RecordType::Api, id)?;
-        store.expect_counts(&[API_KEYS, &using(key.fingerprint())], Some(org))?;
-        let fields = api_fields(&record, meta.as_ref().map(Meta::as_str))?;
-
-        store.enlist(RecordType::Api, id)?;
-        store.write_header(call.now_ms, Some(id))?;
-        store.count(API_KEYS, 1)?;
-        store.count_in_org(org, 1)?;
-        store.count(&using(key.fingerprint()), 1)?;
-        store.write_hash(&store.name.key(id), &fields)?;
-        store.index_digest(&record.digest, id)?;
-
-        call.ctx.reply_array(2);
-        call.ctx.reply_integer(integer(id));
-        call.ctx.reply_bytes(raw.as_bytes());
-        Ok(())
-    }
-}
-
-/// `KG.REVOKE store id`
-pub struct Revoke;
-
-impl Command for Revoke {
-    const SPEC: Spec = Spec {
-        name: c"KG.REVOKE",
-        summary: c"Ends an API key for good",
-        complexity: c"O(1)",
-        flags: "fast",
-        access: Access::Write,
-        category: Category::Admin,
-        min_args: 3,
-        secrets: &[],
-        secrets_from: 0,
-        args: &[Arg::key(c"store"), Arg::integer(c"id")],
-    };
-
-    fn run(call: &Call<'_>, mut args: Args<'_>) -> Result<()> {
-        let at = args.store()?;
-        let id = args.id()?;
-        args.finish()?;
-        let store = Store::open(call.ctx, at, Missing::Refuse)?;
-
-        let packed = store.packed_record(id)?;
-        let Record::Api(mut record) = Record::decode(packed.name().bytes())? else {
-            return Err(Error::NoSuch { what: "API key" });
-        };
-        record.status = Status::Revoked;
-
-        let key = store.name.key(id);
-        store.write_hash(&key, &api_fields(&record, None)?)?;
-        call.ctx.notify(c"kg.revoke", OwnedString::new(&key).name());
-
-        call.ctx.reply_status(c"OK");
         Ok(())
     }
 }

@@ -6,13 +6,13 @@ use keyguard_core::pool::Pool;
 use keyguard_core::record::{Record, RecordType, VaultRecord};
 use keyguard_core::{Error, Result, parse};
 
-use super::keys::{describe, history_of, pool_of};
+use super::keys::{Beside, describe, history_of, pool_of};
 use super::{Call, FILTER};
 use crate::args::{Args, once};
-use crate::ffi::{Key, Kind, OwnedString};
+use crate::ffi::{Key, Kind};
 use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::{Map, integer};
-use crate::store::{API_KEYS, Missing, PACKED, Store, VAULT_KEYS};
+use crate::store::{API_KEYS, Missing, Packed, Store, VAULT_KEYS};
 
 /// The most records that one call looks at: more would hold the server up for over 2 ms, together with describing a page.
 pub(super) const MAX_READ: usize = 1_000;
@@ -33,8 +33,7 @@ const MANY_BYTES: Error = Error::TooMany { what: "bytes of records to look at: a
 pub(super) struct Scan<'s, 'c> {
     store: &'s Store<'c>,
     ids: std::vec::IntoIter<u64>,
-    /// The names of the fields, made once, and a buffer for those of keys.
-    fields: [OwnedString; 2],
+    /// A buffer for the names of keys.
     name: Vec<u8>,
     /// The last id looked at.
     last: u64,
@@ -58,15 +57,14 @@ impl<'s, 'c> Scan<'s, 'c> {
                 ids
             }
         };
-        let fields = [PACKED.to_bytes(), b"meta"].map(OwnedString::new);
-        Ok(Self { store, ids: ids.into_iter(), fields, name: Vec::new(), last: after, looked: 0, bytes: 0 })
+        Ok(Self { store, ids: ids.into_iter(), name: Vec::new(), last: after, looked: 0, bytes: 0 })
     }
 
     /// The next record that exists, packed, and its key; None when there are no more or the call has looked at enough.
     ///
     /// # Errors
     /// [`Error::WrongType`] or [`Error::Damaged`] where no record of ours stands.
-    fn next(&mut self) -> Result<Option<(u64, Key<'c>, OwnedString)>> {
+    fn next(&mut self) -> Result<Option<(u64, Key<'c>, Packed)>> {
         while self.looked < MAX_READ && self.bytes < MAX_BYTES {
             let Some(id) = self.ids.next() else { return Ok(None) };
             self.looked += 1;
@@ -75,9 +73,8 @@ impl<'s, 'c> Scan<'s, 'c> {
             if key.kind() == Kind::Empty {
                 continue;
             }
-            let [packed, _] = &self.fields;
-            let packed = key.hash_field_named(packed.name())?.ok_or(Error::Damaged { what: "key record" })?;
-            self.bytes += packed.name().bytes().len();
+            let packed = Packed::read(&key)?.ok_or(Error::Damaged { what: "key record" })?;
+            self.bytes += packed.bytes().len();
             return Ok(Some((id, key, packed)));
         }
         Ok(None)
@@ -87,10 +84,10 @@ impl<'s, 'c> Scan<'s, 'c> {
     ///
     /// # Errors
     /// As there, and [`Error::Damaged`] for one that does not decode.
-    pub(super) fn matching(&mut self, filter: &Filter<'_>, now_ms: u64) -> Result<Option<(u64, Key<'c>, OwnedString)>> {
+    pub(super) fn matching(&mut self, filter: &Filter<'_>, now_ms: u64) -> Result<Option<(u64, Key<'c>, Packed)>> {
         while let Some(next) = self.next()? {
             let (_, _, packed) = &next;
-            if filter.matches(&Record::decode(packed.name().bytes())?, now_ms) {
+            if filter.matches(&Record::decode(packed.bytes())?, now_ms) {
                 return Ok(Some(next));
             }
         }
@@ -102,12 +99,11 @@ impl<'s, 'c> Scan<'s, 'c> {
         self.store.read(&self.name)
     }
 
-    /// What was kept with a record, which counts as looked at.
-    fn meta(&mut self, key: &Key<'_>) -> Result<Option<OwnedString>> {
-        let [_, meta] = &self.fields;
-        let meta = key.hash_field_named(meta.name())?;
-        self.bytes += meta.as_ref().map_or(0, |meta| meta.name().bytes().len());
-        Ok(meta)
+    /// What stands beside a record, which counts as looked at.
+    fn beside(&mut self, key: &Key<'_>) -> Result<Beside> {
+        let beside = Beside::read(key)?;
+        self.bytes += beside.len();
+        Ok(beside)
     }
 
     /// How many ids were looked at, whether there is a record or not.
@@ -155,8 +151,8 @@ enum Page {
 /// A record to describe.
 struct Found {
     id: u64,
-    packed: OwnedString,
-    meta: Option<OwnedString>,
+    packed: Packed,
+    beside: Beside,
 }
 
 impl Command for ListKeys {
@@ -240,7 +236,7 @@ impl Command for ListKeys {
         };
         let mut records = Vec::with_capacity(found.len());
         for found in &found {
-            let record = Record::decode(found.packed.name().bytes())?;
+            let record = Record::decode(found.packed.bytes())?;
             let pool = pool_of(&store, &record)?;
             records.push((found, record, pool));
         }
@@ -252,7 +248,7 @@ impl Command for ListKeys {
 
         call.ctx.reply_array(records.len() + usize::from(rest_after.is_some()));
         for ((found, record, _), history) in records.iter().zip(histories) {
-            describe(call, found.id, record, found.meta.as_ref().map(|meta| meta.name().bytes()), history);
+            describe(call, found.id, record, &found.beside, history);
         }
         if let Some(after) = rest_after {
             Map::default().field("after", after).send(call.ctx);
@@ -303,8 +299,8 @@ fn page_of(
         if passed < offset {
             passed += 1;
         } else {
-            let meta = scan.meta(&key)?;
-            found.push(Found { id, packed, meta });
+            let beside = scan.beside(&key)?;
+            found.push(Found { id, packed, beside });
         }
     }
     Ok(found)
@@ -326,16 +322,16 @@ fn sorted(
     scan.expect_all(MAX_SORTED)?;
     let mut sorting = Sorting::new(sort_by, matching.len());
     for (id, packed) in &matching {
-        sorting.push(*id, &Record::decode(packed.name().bytes())?, now_ms);
+        sorting.push(*id, &Record::decode(packed.bytes())?, now_ms);
     }
     let positions = sorting.into_positions();
-    let mut matching: Vec<Option<(u64, OwnedString)>> = matching.into_iter().map(Some).collect();
+    let mut matching: Vec<Option<(u64, Packed)>> = matching.into_iter().map(Some).collect();
     let mut found = Vec::new();
     for position in positions.into_iter().skip(offset).take(count) {
         if let Some((id, packed)) = matching.get_mut(position).and_then(Option::take) {
             let key = scan.open(id)?;
-            let meta = scan.meta(&key)?;
-            found.push(Found { id, packed, meta });
+            let beside = scan.beside(&key)?;
+            found.push(Found { id, packed, beside });
         }
         scan.expect_bytes()?;
     }
@@ -435,7 +431,7 @@ impl Command for UsabilityOfSets {
             }
             scan.expect_all("vault keys to look at: give a NAME")?;
             for packed in &packed {
-                sets.add(&VaultRecord::decode(packed.name().bytes())?, call.now_ms);
+                sets.add(&VaultRecord::decode(packed.bytes())?, call.now_ms);
             }
         }
 

@@ -5,10 +5,12 @@
 
 pub mod acquire;
 pub mod addresses;
+pub mod apikeys;
 pub mod apply;
 pub mod auth;
 pub mod claim;
 pub mod delete;
+mod given;
 pub mod ip;
 pub mod keyring;
 pub mod keys;
@@ -20,6 +22,7 @@ use std::ffi::CStr;
 
 use keyguard_core::Result;
 use keyguard_core::limit::MAX_LIMITS;
+use keyguard_core::quota::{self, Period, Quota, Quotas};
 use keyguard_core::record::{DEFAULT_UNIT, UnitLimit, UnitLimits, parse_unit};
 use keyguard_core::{Error, parse};
 
@@ -52,8 +55,9 @@ pub fn table() -> Vec<Entry> {
         Entry::of::<orgs::GetOrg>(),
         Entry::of::<orgs::ListOrgs>(),
         Entry::of::<orgs::DelOrg>(),
-        Entry::of::<keys::NewKey>(),
-        Entry::of::<keys::Revoke>(),
+        Entry::of::<apikeys::NewKey>(),
+        Entry::of::<apikeys::Rotate>(),
+        Entry::of::<apikeys::Revoke>(),
         Entry::of::<auth::Auth>(),
         Entry::of::<auth::Check>(),
         Entry::of::<ip::BlockIp>(),
@@ -88,6 +92,27 @@ const LIMIT: Arg = Arg::block(
 )
 .optional()
 .multiple();
+
+/// `QUOTA n day | month | total [UNIT u]`, which may be given several times.
+const QUOTA: Arg = Arg::block(
+    c"quota",
+    &[
+        Arg::integer(c"count").token(c"QUOTA"),
+        Arg::one_of(
+            c"period",
+            &[Arg::word(c"day", c"day"), Arg::word(c"month", c"month"), Arg::word(c"total", c"total")],
+        ),
+        Arg::text(c"unit").token(c"UNIT").optional(),
+    ],
+)
+.optional()
+.multiple();
+
+/// `SCOPES a,b`.
+const SCOPES: Arg = Arg::text(c"scopes").token(c"SCOPES").optional();
+
+/// `ALLOW net`, which may be given several times.
+const ALLOW: Arg = Arg::text(c"net").token(c"ALLOW").optional().multiple();
 
 /// `TYPE vault | api`.
 const OF_TYPE: Arg = Arg::one_of(c"type", &[Arg::word(c"vault", c"vault"), Arg::word(c"api", c"api")]).token(c"TYPE");
@@ -131,6 +156,14 @@ fn unit_limit<'c>(args: &mut Args<'c>, limits: &mut UnitLimits<'c>) -> Result<()
     let limit = args.limit()?;
     let unit = unit(args)?;
     limits.try_push(UnitLimit { unit, limit }).map_err(|_| Error::TooManyItems { what: "limits", max: MAX_LIMITS })
+}
+
+/// Reads what follows the word QUOTA.
+fn quota<'c>(args: &mut Args<'c>, quotas: &mut Quotas<'c>) -> Result<()> {
+    let count = args.units("QUOTA")?;
+    let period = Period::parse(args.bytes()?)?;
+    let unit = unit(args)?;
+    quota::add(quotas, Quota { count, period, unit })
 }
 
 /// Reads `UNIT u`, if it comes next.

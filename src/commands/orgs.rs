@@ -1,16 +1,17 @@
 //! Organizations: `KG.ADDORG`, `KG.SETORG`, `KG.GETORG`, `KG.LISTORGS`, `KG.DELORG`.
 
 use keyguard_core::names::{Derived, Listed, name};
+use keyguard_core::quota::Quotas;
 use keyguard_core::record::{OrgRecord, OrgStatus, UnitLimits};
 use keyguard_core::{Error, Result};
 
 use super::list::{MAX_PAGE, MAX_READ, after};
-use super::{Call, LIMIT, unit_limit};
+use super::{Call, LIMIT, QUOTA, quota, unit_limit};
 use crate::args::{Args, once};
 use crate::ffi::{Kind, OwnedString};
 use crate::register::{Access, Arg, Category, Command, Spec};
-use crate::reply::{Map, integer};
-use crate::store::{Missing, ORGANIZATIONS, OrgNames, PACKED, Store, org_fields};
+use crate::reply::{Map, Value, integer};
+use crate::store::{Missing, ORGANIZATIONS, OrgNames, Packed, Store, org_fields};
 
 /// `STATUS active | suspended`.
 const STATUS: Arg = Arg::one_of(c"status", &[Arg::word(c"active", c"active"), Arg::word(c"suspended", c"suspended")])
@@ -31,17 +32,17 @@ impl Command for AddOrg {
         min_args: 3,
         secrets: &[],
         secrets_from: 0,
-        args: &[Arg::key(c"store"), Arg::text(c"name"), LIMIT],
+        args: &[Arg::key(c"store"), Arg::text(c"name"), LIMIT, QUOTA],
     };
 
     fn run(call: &Call<'_>, mut args: Args<'_>) -> Result<()> {
         let at = args.store()?;
         let org = name(args.bytes()?, "name")?;
-        let mut limits = UnitLimits::new();
+        let (mut limits, mut quotas) = (UnitLimits::new(), Quotas::new());
         while let Some(option) = args.option(&["LIMIT", "QUOTA"])? {
             match option {
                 "LIMIT" => unit_limit(&mut args, &mut limits)?,
-                what => return Err(Error::NotYet { what }),
+                _ => quota(&mut args, &mut quotas)?,
             }
         }
         args.finish()?;
@@ -57,7 +58,7 @@ impl Command for AddOrg {
         let id = store.next_id()?;
         store.expect_list(Listed::Orgs, id)?;
         store.expect_counts(&[ORGANIZATIONS], None)?;
-        let record = OrgRecord { id, status: OrgStatus::Active, created_ms: call.now_ms, limits };
+        let record = OrgRecord { id, status: OrgStatus::Active, created_ms: call.now_ms, limits, quotas };
         let fields = org_fields(org, &record)?;
 
         store.enlist(Listed::Orgs, id)?;
@@ -74,13 +75,10 @@ impl Command for AddOrg {
 /// `KG.SETORG store name [STATUS active|suspended] [LIMIT count window [UNIT u]]... [CLEAR field]...`
 pub struct SetOrg;
 
-/// The field that CLEAR takes, by the name that KG.GETORG shows it under.
-const LIMITS: &str = "limits";
-
 impl Command for SetOrg {
     const SPEC: Spec = Spec {
         name: c"KG.SETORG",
-        summary: c"Suspends an organization, lets it work again, or replaces or clears its limits",
+        summary: c"Suspends an organization, lets it work again, or changes its limits and quotas",
         complexity: c"O(1)",
         flags: "",
         access: Access::Write,
@@ -93,6 +91,7 @@ impl Command for SetOrg {
             Arg::text(c"name"),
             STATUS,
             LIMIT,
+            QUOTA,
             Arg::text(c"field").token(c"CLEAR").optional().multiple(),
         ],
     };
@@ -101,35 +100,41 @@ impl Command for SetOrg {
         let at = args.store()?;
         let org = name(args.bytes()?, "name")?;
         let mut status = None;
-        let mut limits = UnitLimits::new();
-        let mut clear_limits = None;
-        while let Some(option) = args.option(&["STATUS", "LIMIT", "CLEAR", "QUOTA"])? {
+        let (mut limits, mut quotas) = (UnitLimits::new(), Quotas::new());
+        let (mut clear_limits, mut clear_quotas) = (None, None);
+        while let Some(option) = args.option(&["STATUS", "LIMIT", "QUOTA", "CLEAR"])? {
             match option {
                 "STATUS" => once(&mut status, option, parse_status(args.value(option)?)?)?,
                 "LIMIT" => unit_limit(&mut args, &mut limits)?,
-                "CLEAR" if args.value(option)?.eq_ignore_ascii_case(LIMITS.as_bytes()) => {
-                    once(&mut clear_limits, option, ())?;
+                "QUOTA" => quota(&mut args, &mut quotas)?,
+                _ => {
+                    let field = args.value(option)?;
+                    let cleared = [("limits", &mut clear_limits), ("quotas", &mut clear_quotas)];
+                    let known = cleared.into_iter().find(|(name, _)| field.eq_ignore_ascii_case(name.as_bytes()));
+                    let (_, cleared) = known.ok_or(Error::Invalid { what: option, accepted: "limits or quotas" })?;
+                    once(cleared, option, ())?;
                 }
-                "CLEAR" => return Err(Error::Invalid { what: option, accepted: LIMITS }),
-                what => return Err(Error::NotYet { what }),
             }
         }
         args.finish()?;
-        if clear_limits.is_some() && !limits.is_empty() {
+        if clear_limits.is_some() && !limits.is_empty() || clear_quotas.is_some() && !quotas.is_empty() {
             return Err(Error::Repeated { option: "CLEAR" });
         }
         let store = Store::open(call.ctx, at, Missing::Refuse)?;
 
         let packed = store.packed_org(org)?;
-        let mut record = OrgRecord::decode(packed.name().bytes())?;
+        let mut record = OrgRecord::decode(packed.bytes())?;
         let before = record.status;
         record.status = status.unwrap_or(before);
         if clear_limits.is_some() || !limits.is_empty() {
             record.limits = limits;
         }
+        if clear_quotas.is_some() || !quotas.is_empty() {
+            record.quotas = quotas;
+        }
         let (key, fields) = (store.name.org(org), org_fields(org, &record)?);
 
-        store.rewrite_hash(&key, &fields)?;
+        store.rewrite_hash(&key, &fields, &[])?;
         if record.status != before {
             let event = if record.status == OrgStatus::Active { c"kg.activate" } else { c"kg.suspend" };
             call.ctx.notify(event, OwnedString::new(&key).name());
@@ -170,7 +175,7 @@ impl Command for GetOrg {
         args.finish()?;
         let store = Store::open(call.ctx, at, Missing::Refuse)?;
         let packed = store.packed_org(org)?;
-        let record = OrgRecord::decode(packed.name().bytes())?;
+        let record = OrgRecord::decode(packed.bytes())?;
         let keys = store.keys_of_org(org)?;
 
         describe(call, org, &record, keys);
@@ -179,12 +184,14 @@ impl Command for GetOrg {
 }
 
 fn describe(call: &Call<'_>, org: &str, record: &OrgRecord<'_>, keys: u64) {
+    let quotas: Vec<String> = record.quotas.iter().map(ToString::to_string).collect();
     Map::default()
         .field("id", record.id)
         .field("name", org)
         .field("status", record.status.as_str())
         .field("created_at", record.created_ms)
         .field("limits", &record.limits)
+        .field("quotas", Value::Strings(quotas.iter().map(String::as_str).collect()))
         .field("keys", keys)
         .send(call.ctx);
 }
@@ -228,8 +235,8 @@ impl Command for ListOrgs {
         let more = ids.len() > MAX_READ;
         ids.truncate(MAX_READ);
         let names = OrgNames::of(&store)?;
-        // The name of the field is made once, and the buffer for those of keys.
-        let (field, mut key, mut found) = (OwnedString::new(PACKED.to_bytes()), Vec::new(), Vec::new());
+        // The buffer for the names of keys is made once.
+        let (mut key, mut found) = (Vec::new(), Vec::new());
         for id in &ids {
             if found.len() == count {
                 break;
@@ -241,10 +248,9 @@ impl Command for ListOrgs {
                 // Somebody deleted it by hand.
                 continue;
             }
-            let packed = record.hash_field_named(field.name())?;
-            let packed = packed.ok_or(Error::Damaged { what: "organization record" })?;
+            let packed = Packed::read(&record)?.ok_or(Error::Damaged { what: "organization record" })?;
             let (its_id, its_status) = {
-                let record = OrgRecord::decode(packed.name().bytes())?;
+                let record = OrgRecord::decode(packed.bytes())?;
                 (record.id, record.status)
             };
             // One that was deleted by hand and added again is listed under its new id.
@@ -254,7 +260,7 @@ impl Command for ListOrgs {
         }
         let mut orgs = Vec::with_capacity(found.len());
         for (org, packed) in &found {
-            orgs.push((org.as_str(), OrgRecord::decode(packed.name().bytes())?, store.keys_of_org(org)?));
+            orgs.push((org.as_str(), OrgRecord::decode(packed.bytes())?, store.keys_of_org(org)?));
         }
 
         let rest_after = ids.last().filter(|_| more && found.len() < count);
@@ -291,7 +297,7 @@ impl Command for DelOrg {
         let store = Store::open(call.ctx, at, Missing::Refuse)?;
 
         let packed = store.packed_org(org)?;
-        let record = OrgRecord::decode(packed.name().bytes())?;
+        let record = OrgRecord::decode(packed.bytes())?;
         if store.keys_of_org(org)? > 0 {
             return Err(Error::InUse { what: "organization" });
         }

@@ -1,5 +1,6 @@
 //! Stores as a whole: `KG.SETSTORE`, `KG.GETSTORE`, `KG.DELSTORE`.
 
+use keyguard_core::failures::MAX_THRESHOLD;
 use keyguard_core::names::Listed;
 use keyguard_core::record::{Record, RecordType};
 use keyguard_core::zone::Zone;
@@ -14,8 +15,7 @@ use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::rekey;
 use crate::reply::{Map, Value, integer};
 use crate::store::{
-    API_KEYS, Fields, IP_THRESHOLD, MAX_IP_THRESHOLD, Missing, ORGANIZATIONS, OrgNames, PACKED, Store, TZ, VAULT_KEYS,
-    fingerprints,
+    API_KEYS, Fields, IP_THRESHOLD, Missing, ORGANIZATIONS, OrgNames, Packed, Store, TZ, VAULT_KEYS, fingerprints,
 };
 
 /// `KG.SETSTORE store [TZ zone] [IPTHRESHOLD n] [CLEAR field]...`
@@ -77,7 +77,7 @@ impl Command for SetStore {
         }
 
         store.write_header(call.now_ms, None)?;
-        store.rewrite_hash(store.name.as_bytes(), &fields)?;
+        store.rewrite_hash(store.name.as_bytes(), &fields, &[])?;
 
         call.ctx.reply_status(c"OK");
         Ok(())
@@ -85,8 +85,8 @@ impl Command for SetStore {
 }
 
 fn ip_threshold(value: &[u8]) -> Result<u64> {
-    let accepted = "a whole number from 0 to 1000000";
-    let threshold = parse::unsigned(value).filter(|threshold| *threshold <= MAX_IP_THRESHOLD);
+    let accepted = "a whole number from 0 to 60000";
+    let threshold = parse::unsigned(value).filter(|threshold| *threshold <= MAX_THRESHOLD);
     threshold.ok_or(Error::Invalid { what: "IPTHRESHOLD", accepted })
 }
 
@@ -227,7 +227,7 @@ struct Records {
 struct Found {
     id: u64,
     /// The packed record, if there is one.
-    packed: Option<OwnedString>,
+    packed: Option<Packed>,
     /// The readable name, of one that does not decode: then it alone tells which pool the record is in.
     name: Option<OwnedString>,
 }
@@ -244,10 +244,11 @@ impl Records {
         for id in ids.iter().take(MAX_DELETED) {
             let key = store.read(&store.name.key(*id))?;
             let is_hash = key.kind() == Kind::Hash;
-            let packed = if is_hash { key.hash_field(PACKED)? } else { None };
-            let sound = packed.as_ref().is_some_and(|packed| Record::decode(packed.name().bytes()).is_ok());
+            let packed = if is_hash { Packed::read(&key)? } else { None };
+            let sound = packed.as_ref().is_some_and(|packed| Record::decode(packed.bytes()).is_ok());
             let name = if is_hash && !sound { key.hash_field(c"name")? } else { None };
-            bytes += [&packed, &name].into_iter().flatten().map(|field| field.name().bytes().len()).sum::<usize>();
+            bytes += packed.as_ref().map_or(0, |packed| packed.bytes().len());
+            bytes += name.as_ref().map_or(0, |name| name.name().bytes().len());
             found.push(Found { id: *id, packed, name });
             if bytes >= MAX_BYTES {
                 break;
@@ -261,7 +262,7 @@ impl Records {
     fn decoded(&self) -> Vec<Listing<'_>> {
         let mut slice = Vec::with_capacity(self.found.len());
         for Found { id, packed, name } in &self.found {
-            let record = packed.as_ref().and_then(|packed| Record::decode(packed.name().bytes()).ok());
+            let record = packed.as_ref().and_then(|packed| Record::decode(packed.bytes()).ok());
             let pool = match &record {
                 Some(Record::Vault(vault)) => Some(vault.name.as_bytes()),
                 Some(Record::Api(_)) => None,

@@ -55,6 +55,10 @@ impl<A: Argument> Args for &Vec<A> {
     }
 }
 
+/// The fields that hold the packed form of a record, and how much each of them takes.
+const PACKED: [&str; 4] = ["r", "r2", "r3", "r4"];
+const PIECE: usize = 64;
+
 /// One connection.
 pub struct Client {
     stream: TcpStream,
@@ -204,6 +208,26 @@ impl Client {
     /// Of every key: its type, digest and expiry. Equal states are equal data.
     pub fn state(&mut self) -> Vec<(String, String)> {
         self.keys().into_iter().map(|key| (String::from_utf8_lossy(&key).into_owned(), self.state_of(&key))).collect()
+    }
+
+    /// The packed form of a record, which stands in pieces.
+    pub fn packed(&mut self, key: impl AsRef<[u8]>) -> Vec<u8> {
+        let pieces = PACKED.map(|field| self.ok(args!["HGET", key.as_ref(), field]));
+        pieces.iter().take_while(|piece| **piece != Value::Nil).flat_map(Reply::bytes).collect()
+    }
+
+    /// Puts another in its place, in pieces as the module does.
+    pub fn set_packed(&mut self, key: impl AsRef<[u8]>, packed: impl AsRef<[u8]>) {
+        let (key, packed) = (key.as_ref(), packed.as_ref());
+        let piece = if packed.len() > PACKED.len() * PIECE { packed.len() } else { PIECE };
+        let mut pieces = packed.chunks(piece);
+        self.ok(args!["HSET", key, PACKED[0], pieces.next().unwrap_or_default()]);
+        for field in PACKED.into_iter().skip(1) {
+            match pieces.next() {
+                Some(piece) => self.ok(args!["HSET", key, field, piece]),
+                None => self.ok(args!["HDEL", key, field]),
+            };
+        }
     }
 
     /// Type, digest and expiry of one key.

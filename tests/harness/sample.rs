@@ -10,8 +10,10 @@ pub struct Sample {
     pub plain: String,
     /// One that is revoked.
     pub revoked: String,
+    /// One with quotas and allowed addresses, which was rotated: the key of now, and the one before, whose grace lasts.
+    pub rotated: [String; 2],
     /// Their ids, in this order.
-    pub ids: [i64; 3],
+    pub ids: [i64; 4],
 }
 
 /// The secret of the vault's keys 1 and 2.
@@ -47,7 +49,7 @@ pub fn populate_store(client: &mut Client) -> Sample {
     ));
     client.ok(format!("KG.ADDKEY acme openai {SECRET} INACTIVE"));
     client.ok("KG.ADDKEY acme mail another-secret EXPIREIN 30d");
-    client.ok("KG.ADDORG acme shop LIMIT 100 1h");
+    client.ok("KG.ADDORG acme shop LIMIT 100 1h QUOTA 100000 month");
     client.ok("KG.ADDORG acme lab");
     let mut new = |arguments: &str| {
         let reply = client.ok(format!("KG.NEWKEY acme {arguments}"));
@@ -74,7 +76,22 @@ pub fn populate_store(client: &mut Client) -> Sample {
     populate_pool(client);
     // One without keys, which can be deleted.
     client.ok("KG.ADDORG acme spare");
-    Sample { limited: limited.1, plain: plain.1, revoked: revoked.1, ids: [limited.0, plain.0, revoked.0] }
+    let (rotated, keys) = rotated(client);
+    let ids = [limited.0, plain.0, revoked.0, rotated];
+    Sample { limited: limited.1, plain: plain.1, revoked: revoked.1, rotated: keys, ids }
+}
+
+/// A key with quotas and allowed addresses, used before and after it was rotated.
+fn rotated(client: &mut Client) -> (i64, [String; 2]) {
+    let issued = client
+        .ok("KG.NEWKEY acme shop guarded SCOPES * QUOTA 1000 month QUOTA 50000 total UNIT tokens ALLOW 192.0.2.0/24 \
+         ALLOW 2001:db8::/32 META {\"tier\":2}");
+    let (id, old) = (issued.list()[0].int(), issued.list()[1].text());
+    let new = client.ok(format!("KG.ROTATE acme {id} GRACE 30d")).list()[1].text();
+    for raw in [&old, &new] {
+        assert_eq!(client.code(format!("KG.AUTH acme {raw} IP 192.0.2.77 COST 2 COST 9 UNIT tokens")), "VALID");
+    }
+    (id, [new, old])
 }
 
 /// A pool with keys in every state.
@@ -132,6 +149,7 @@ pub fn commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
             "UNIT",
             "tokens"
         ],
+        args!["KG.AUTH", "acme", sample.rotated[1], "IP", "192.0.2.77", "PATH", "/x", "METHOD", "GET", "WITHMETA"],
         args!["KG.CHECK", "acme", sample.plain, "IP", "198.51.100.1"],
         args!["KG.CHECKIP", "acme", "192.0.2.7"],
         args!["KG.CHECKIP", "acme", "192.0.2.10", "PATH", "/login"],
@@ -142,7 +160,6 @@ pub fn commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
         args!["KG.UNALLOWIP", "acme", "198.51.100.0/25", "PATH", "/open"],
         args!["KG.BLOCKIP", "acme", "192.0.2.8", "1h", "REASON", "scan"],
         args!["KG.UNBLOCKIP", "acme", "192.0.2.8"],
-        args!["KG.SETORG", "acme", "shop", "STATUS", "active"],
         args!["KG.GETORG", "acme", "shop"],
         args!["KG.LISTORGS", "acme", "STATUS", "active", "AFTER", "0", "COUNT", "10"],
         args!["KG.DELORG", "acme", "spare"],
@@ -150,7 +167,26 @@ pub fn commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
         args!["KG.SETSTORE", "acme", "CLEAR", "tz", "CLEAR", "ip_threshold"],
         args!["KG.GETSTORE", "acme"],
         args!["KG.DELSTORE", "spare"],
+        args!["KG.SETORG", "acme", "shop", "STATUS", "active", "QUOTA", "100000", "month"],
+        args![
+            "KG.SETKEY",
+            "acme",
+            sample.ids[3],
+            "NAME",
+            "guard",
+            "QUOTA",
+            "900",
+            "month",
+            "ALLOW",
+            "192.0.2.0/25",
+            "CLEAR",
+            "meta"
+        ],
+        args!["KG.ROTATE", "acme", sample.ids[0]],
+        args!["KG.ROTATE", "acme", sample.ids[3], "GRACE", "1h"],
         args!["KG.REVOKE", "acme", id],
+        args!["KG.REVOKE", "acme", "KEY", sample.revoked],
+        args!["KG.REVOKE", "acme", "START", &sample.revoked[..10]],
         args![
             "KG.ADDKEY",
             "acme",
@@ -178,7 +214,7 @@ pub fn commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
             "{}",
             "UNIQUE"
         ],
-        args!["KG.ADDORG", "acme", "club", "LIMIT", "5", "1h"],
+        args!["KG.ADDORG", "acme", "club", "LIMIT", "5", "1h", "QUOTA", "7", "day"],
         args![
             "KG.SETKEY",
             "acme",
@@ -249,6 +285,11 @@ pub fn commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
             "1h",
             "UNIT",
             "tokens",
+            "QUOTA",
+            "9",
+            "total",
+            "ALLOW",
+            "192.0.2.0/24",
             "EXPIREAT",
             "2100-01-01T00:00:00Z",
             "META",

@@ -8,6 +8,9 @@ use crate::window::WindowLog;
 /// is alive is never given up for another.
 pub const MAX_PATHS: usize = 256;
 
+/// The most bytes of paths of one address, which may be a stranger's: whoever has many addresses has no more memory than these.
+pub const MAX_TEXT_BYTES: usize = 16 * 1024;
+
 /// The first byte of [`AddressLogs::encode`].
 const FORMAT: u8 = 1;
 
@@ -25,10 +28,10 @@ impl AddressLogs {
         self.find(text(path)).ok().and_then(|index| self.logs.get(index)).map(|(_, log)| log)
     }
 
-    /// Milliseconds until there is room for the log of a path; 0 if there is.
+    /// Milliseconds until there may be room for the log of a path; 0 if there is.
     #[must_use]
     pub fn wait_for_room_ms(&self, path: Option<&Path<'_>>, at_ms: u64) -> u64 {
-        if self.logs.len() < MAX_PATHS || self.find(text(path)).is_ok() {
+        if self.has_room(text(path)) {
             return 0;
         }
         // A log that is empty can go at once.
@@ -40,12 +43,12 @@ impl AddressLogs {
     /// is not booked, and no command of ours makes one.
     pub fn claim(&mut self, path: Option<&Path<'_>>, claimed: Claimed) {
         let name = text(path);
-        if self.logs.len() >= MAX_PATHS && self.find(name).is_err() {
+        if !self.has_room(name) {
             self.logs.retain(|(_, log)| log.expires_at_ms().is_some_and(|at_ms| at_ms > claimed.at_ms));
         }
         let index = match self.find(name) {
             Ok(index) => index,
-            Err(_) if self.logs.len() >= MAX_PATHS => return,
+            Err(_) if !self.has_room(name) => return,
             Err(index) => {
                 // Most have one path only, and a vector would grow to four.
                 self.logs.reserve_exact(1);
@@ -79,6 +82,12 @@ impl AddressLogs {
     /// The logs, in order of their paths.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &WindowLog)> {
         self.logs.iter().map(|(path, log)| (&**path, log))
+    }
+
+    /// Whether the log of a path is there, or may be added.
+    fn has_room(&self, path: &str) -> bool {
+        let text_bytes = || self.logs.iter().map(|(name, _)| name.len()).sum::<usize>();
+        self.find(path).is_ok() || self.logs.len() < MAX_PATHS && text_bytes() + path.len() <= MAX_TEXT_BYTES
     }
 
     fn find(&self, path: &str) -> Result<usize, usize> {
@@ -204,6 +213,20 @@ mod tests {
         logs.claim(Some(&new), claimed(room_ms, 1_000));
         assert_eq!(logs.log(Some(&path("/0"))), None);
         assert_eq!((logs.len(), logs.log(Some(&new)).unwrap().units()), (MAX_PATHS, 1));
+        assert_eq!(AddressLogs::decode(&logs.encode()), Some(logs));
+    }
+
+    #[test]
+    fn long_paths_find_less_room() {
+        let mut logs = AddressLogs::default();
+        let long: Vec<String> = (0..20).map(|n| format!("/{n}{}", "x".repeat(1_000))).collect();
+        for text in &long {
+            logs.claim(Some(&path(text)), claimed(START_MS, 1_000));
+        }
+        assert_eq!(logs.len(), 16);
+        assert!(logs.wait_for_room_ms(Some(&path(&long[19])), START_MS) > 0);
+        assert_eq!(logs.wait_for_room_ms(Some(&path("/short")), START_MS), 0, "what is short still fits");
+        assert_eq!(logs.wait_for_room_ms(Some(&path(&long[0])), START_MS), 0, "what is there stays");
         assert_eq!(AddressLogs::decode(&logs.encode()), Some(logs));
     }
 

@@ -54,7 +54,11 @@ impl Digest {
     /// Whether both are the same, in constant time.
     #[must_use]
     pub fn matches(&self, other: &Self) -> bool {
-        self.0.ct_eq(&other.0).into()
+        // Eight bytes at a time, and one comparison of what differs: byte by byte takes some 300 instructions.
+        let pairs = self.0.as_chunks::<8>().0.iter().zip(other.0.as_chunks::<8>().0);
+        let differing =
+            pairs.fold(0, |all, (own, other)| all | (u64::from_ne_bytes(*own) ^ u64::from_ne_bytes(*other)));
+        differing.ct_eq(&0).into()
     }
 
     /// 43 characters of base64url without padding, as they stand in a key's name.

@@ -11,6 +11,7 @@ use crate::cooling::Cooling;
 use crate::error::{Error, Result};
 use crate::ip::{By, Kind, Rule, Strikes};
 use crate::path::Path;
+use crate::quota::Period;
 
 const VERSION: u8 = 1;
 
@@ -29,9 +30,9 @@ pub enum Effect<'a> {
         /// Of the claim at this instant, in unix milliseconds; else of the newest.
         at_ms: Option<u64>,
     },
-    /// An authenticated call: what it cost the record and its organization. The declared key is the store.
+    /// What an authenticated call cost, as version 0.1.0 told it: [`Effect::Admit`] took its place.
     Charge(#[serde(borrow)] Charges<'a>),
-    /// An address rule of the store that is the declared key was set; those that had run out are gone.
+    /// A block of the store that is the declared key was set, as version 0.1.0 told it: [`Effect::SetRule`] took its place.
     Block {
         /// When, in unix milliseconds.
         at_ms: u64,
@@ -42,7 +43,7 @@ pub enum Effect<'a> {
         /// Why, for people.
         reason: &'a str,
     },
-    /// An address rule of that store was taken away.
+    /// A block of that store was taken away, as version 0.1.0 told it: [`Effect::DropRule`] took its place.
     Unblock {
         /// The network, in text form.
         net: &'a str,
@@ -101,6 +102,8 @@ pub enum Effect<'a> {
         /// The same of its account.
         account: Option<(&'a str, UnitClaims<'a>)>,
     },
+    /// An API key was let in. The declared key is the store.
+    Admit(#[serde(borrow)] Admitted<'a>),
     /// An address rule was set; of those that may be forgotten, some are gone. The declared key is the store, as in all effects on
     /// addresses.
     SetRule {
@@ -139,6 +142,40 @@ pub enum Effect<'a> {
         /// The paths of the blocks that go with it; None is the one that holds everywhere.
         blocks: Vec<Option<&'a str>>,
     },
+}
+
+/// What a call of an API key was charged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admitted<'a> {
+    /// The id of its record.
+    pub id: u64,
+    /// When, in unix milliseconds.
+    pub at_ms: u64,
+    /// Whether this use is written down in the record as the last.
+    pub last_use: bool,
+    /// What its record is charged.
+    #[serde(borrow)]
+    pub own: Charged<'a>,
+    /// The name of its organization, and what that is charged.
+    pub org: Option<(&'a str, Charged<'a>)>,
+}
+
+/// What one owner is charged.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Charged<'a> {
+    /// The claims on its logs.
+    #[serde(borrow)]
+    pub claims: UnitClaims<'a>,
+    /// What is used of its quotas from now on: the period, the unit, until when in unix milliseconds, and how many units.
+    pub quotas: Vec<(Period, &'a str, Option<u64>, u64)>,
+}
+
+impl Charged<'_> {
+    /// Whether it is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.claims.is_empty() && self.quotas.is_empty()
+    }
 }
 
 /// An address rule as an effect carries it: the fields are those of [`Rule`](crate::ip::Rule).
@@ -283,7 +320,7 @@ impl<'a> Effect<'a> {
     /// # Errors
     /// [`Error::Internal`]: no effect of ours fails to pack.
     pub fn encode(&self) -> Result<Vec<u8>> {
-        let mut out = Vec::with_capacity(48);
+        let mut out = Vec::with_capacity(96);
         out.push(VERSION);
         postcard::to_extend(self, out).map_err(|_| Error::Internal)
     }
@@ -358,6 +395,16 @@ mod tests {
                 own: vec![("tokens", 480, 60_000)],
                 account: Some(("org", vec![("tokens", 0, 60_000)])),
             },
+            Effect::Admit(Admitted {
+                id: 17,
+                at_ms: 1_800_000_000_000,
+                last_use: true,
+                own: Charged {
+                    claims: vec![("requests", 1, 60_000)],
+                    quotas: vec![(Period::Day, "requests", Some(1_800_000_000_000), 3), (Period::Total, "x", None, 4)],
+                },
+                org: Some(("acme", Charged { claims: vec![("requests", 1, 1_000)], quotas: vec![] })),
+            }),
             Effect::SetRule {
                 at_ms: 7,
                 net: "192.0.2.7",

@@ -65,12 +65,22 @@ const _: () = assert!(size_of::<Slot>() == 40);
 impl Slot {
     /// How many failures count in this period.
     fn total(&self, period: u32) -> u64 {
-        // A clock that went back must not lose what was counted.
+        // A clock that went back a little must not lose what was counted; what was counted far ahead of it says nothing.
+        if self.is_ahead(period) {
+            return 0;
+        }
         let age = period.saturating_sub(self.period) as usize;
         self.counts.iter().take(PERIODS.saturating_sub(age)).map(|count| u64::from(*count)).sum()
     }
 
+    fn is_ahead(&self, period: u32) -> bool {
+        self.period.saturating_sub(period) as usize >= PERIODS
+    }
+
     fn note(&mut self, period: u32) {
+        if self.is_ahead(period) {
+            (self.period, self.counts) = (period, [0; PERIODS]);
+        }
         let age = period.saturating_sub(self.period) as usize;
         if age > 0 {
             self.counts.copy_within(..PERIODS.saturating_sub(age), age.min(PERIODS));
@@ -231,11 +241,20 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_goes_back_loses_nothing() {
+    fn a_clock_that_goes_back_up_to_an_hour_loses_nothing() {
+        let mut failures = Failures::new([3, 4]);
+        failures.note(who(1), START_MS + HOUR_MS);
+        assert_eq!(failures.note(who(1), START_MS), 2);
+        assert_eq!(failures.count(who(1), START_MS + HOUR_MS), 2);
+    }
+
+    #[test]
+    fn what_was_counted_while_the_clock_ran_far_ahead_counts_no_more() {
         let mut failures = Failures::new([3, 4]);
         failures.note(who(1), START_MS + 5 * HOUR_MS);
-        assert_eq!(failures.note(who(1), START_MS), 2);
-        assert_eq!(failures.count(who(1), START_MS + 5 * HOUR_MS), 2);
+        assert_eq!(failures.count(who(1), START_MS), 0);
+        assert_eq!(failures.note(who(1), START_MS), 1);
+        assert_eq!(failures.count(who(1), START_MS + 2 * HOUR_MS), 0);
     }
 
     proptest! {

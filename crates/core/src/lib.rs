@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod allowed;
 pub mod args;
 pub mod asked;
 mod codec;
@@ -13,6 +14,7 @@ pub mod digest;
 pub mod effect;
 pub mod error;
 pub mod failures;
+pub mod gate;
 mod interned;
 pub mod ip;
 pub mod keyring;
@@ -24,6 +26,7 @@ pub mod names;
 pub mod parse;
 pub mod path;
 pub mod pool;
+pub mod quota;
 pub mod record;
 pub mod scope;
 pub mod secret;

@@ -258,7 +258,7 @@ impl Field {
             (Self::Org, Record::Api(api)) => Some(Value::Text(api.org)),
             (Self::Label, Record::Api(api)) => Some(Value::Text(api.label)),
             // What is shown of an API key, as the hint is of a vault key.
-            (Self::Hint, Record::Api(api)) => Some(Value::Text(api.start)),
+            (Self::Hint, Record::Api(api)) => Some(Value::Text(api.issued.start)),
             _ => None,
         }
     }
@@ -466,8 +466,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::allowed::Allowed;
     use crate::digest::Digest;
     use crate::keyring::Fingerprint;
+    use crate::quota::Quotas;
+    use crate::record::Issued;
     use crate::record::UnitLimits;
     use crate::scope::Scopes;
 
@@ -503,9 +506,14 @@ mod tests {
             expires_ms,
             scopes: Scopes::default(),
             limits: UnitLimits::new(),
-            digest: Digest::from_bytes([1; 32]),
-            digest_key: Fingerprint::from_bytes([2; 8]),
-            start: "kg_live_abcd",
+            issued: Issued {
+                digest: Digest::from_bytes([1; 32]),
+                digest_key: Fingerprint::from_bytes([2; 8]),
+                start: "kg_live_abcd",
+            },
+            quotas: Quotas::new(),
+            allowed: Allowed::default(),
+            previous: None,
         }
     }
 

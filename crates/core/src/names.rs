@@ -74,6 +74,7 @@ impl<'a> StoreName<'a> {
             Derived::Ids(Listed::Keys(RecordType::Api)) => b"ids:api",
             Derived::Ids(Listed::Orgs) => b"ids:org",
             Derived::Usage => b"usage",
+            Derived::Starts(_) => b"starts:",
         };
         out.extend_from_slice(kind);
         match key {
@@ -84,6 +85,7 @@ impl<'a> StoreName<'a> {
             | Derived::OrgWin(name)
             | Derived::Account(name)
             | Derived::Ip(name) => out.extend_from_slice(name),
+            Derived::Starts(end) => out.extend_from_slice(end),
             Derived::Orgs | Derived::Ips | Derived::Ids(_) | Derived::Usage => {}
         }
     }
@@ -151,6 +153,14 @@ impl<'a> StoreName<'a> {
         self.derived(&Derived::Ips)
     }
 
+    /// `{acme}:starts:<the last two characters>`, and the field of it, in which the ids of the keys with this visible beginning
+    /// stand: so that two thousand keys are in a hash that the server keeps packed, instead of each in one of its own.
+    #[must_use]
+    pub fn starts<'s>(&self, start: &'s str) -> (Vec<u8>, &'s str) {
+        let (field, end) = start.split_at_checked(start.len().saturating_sub(2)).unwrap_or((start, ""));
+        (self.derived(&Derived::Starts(end.as_bytes())), field)
+    }
+
     /// `{acme}:ip:<net>`
     #[must_use]
     pub fn ip(&self, net: Net) -> Vec<u8> {
@@ -201,6 +211,8 @@ pub enum Derived<'a> {
     Ip(&'a [u8]),
     /// Which ids are those of key records of a type, or of organizations: a bitmap.
     Ids(Listed),
+    /// The ids of API keys by their visible beginnings, of which these are the last characters.
+    Starts(&'a [u8]),
     /// The usage log.
     Usage,
 }
@@ -259,6 +271,7 @@ pub fn belongs_to_store(key: &[u8]) -> bool {
                 b"orgwin:",
                 b"account:",
                 b"ids:",
+                b"starts:",
                 b"ip:",
                 b"stats:",
             ]
@@ -386,6 +399,7 @@ mod tests {
             (store.ip(Net::parse(b"2001:db8::7").unwrap()), "{acme}:ip:2001:db8::/64"),
             (store.ids(RecordType::Vault), "{acme}:ids:vault"),
             (store.ids(RecordType::Api), "{acme}:ids:api"),
+            (store.starts("kg_live_abcdef").0, "{acme}:starts:ef"),
             (store.ids(Listed::Orgs), "{acme}:ids:org"),
             (store.usage(), "{acme}:usage"),
         ] {

@@ -5,7 +5,7 @@
 //!
 //! Nothing is decoded and no case is changed: `/%61pi` is not `/api`. Whoever asks gives the path that the application routes by,
 //! after whatever decoding the application does, and writes the rules alike. Segments `.` and `..` are refused, because what they
-//! lead to would be a guess: `/public/../admin` must not pass by a rule for `/public`.
+//! lead to would be a guess: `/public/../admin` must not pass by a rule for `/public`, nor by one for `/admin`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -35,6 +35,19 @@ impl<'a> Path<'a> {
             what: "PATH",
             accepted: "a path such as /api/login, without control characters and segments . and ..",
         })
+    }
+
+    /// The path that a request came with. It may be anything, and is no mistake of whoever asks: one that [`parse`](Self::parse)
+    /// refuses lies below every path, as far as blocks go, and below none that is allowed.
+    #[must_use]
+    pub fn of_request(bytes: &'a [u8]) -> Self {
+        Self::parse(bytes).unwrap_or(Self(Cow::Borrowed("")))
+    }
+
+    /// Whether it is that of a request, and nobody knows where it leads.
+    #[must_use]
+    pub fn leads_anywhere(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// A path that [`as_str`](Self::as_str) gave, and no other spelling of it.

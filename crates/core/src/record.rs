@@ -6,13 +6,15 @@
 
 use arrayvec::ArrayVec;
 
+use crate::allowed::Allowed;
 use crate::codec::{Reader, Writer as _};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::keyring::Fingerprint;
-use crate::limit::{Limit, MAX_LIMITS};
+use crate::limit::{Limit, MAX_LIMITS, MAX_UNITS};
 use crate::names;
 use crate::parse::MAX_INSTANT_MS;
+use crate::quota::{self, Period, Quota, Quotas};
 use crate::scope::Scopes;
 use crate::secret::Hint;
 use crate::token::{MAX_PREFIX_BYTES, SHOWN_BODY_BYTES};
@@ -29,7 +31,8 @@ pub const MAX_WEIGHT: u32 = 1_000_000;
 
 const VERSION: u8 = 1;
 
-/// That of a vault key with what version 1 has no room for: limits of its account, or that it was rejected.
+/// That of a record with something that version 1 has no room for: of a vault key the limits of its account, or that it was
+/// rejected; of an API key quotas, the addresses it may be used from, or that it was rotated; of an organization quotas.
 const VERSION_2: u8 = 2;
 const VAULT: u8 = 1;
 const API: u8 = 2;
@@ -229,6 +232,19 @@ pub struct ApiRecord<'a> {
     pub scopes: Scopes<'a>,
     /// Its limits.
     pub limits: UnitLimits<'a>,
+    /// Its quotas.
+    pub quotas: Quotas<'a>,
+    /// Where it may be used from.
+    pub allowed: Allowed<'a>,
+    /// The raw key as it is now.
+    pub issued: Issued<'a>,
+    /// The raw key as it was before it was last rotated, and until when that one works too, in unix milliseconds.
+    pub previous: Option<(Issued<'a>, u64)>,
+}
+
+/// What is kept of a raw API key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Issued<'a> {
     /// The digest of the raw key.
     pub digest: Digest,
     /// Under which keyring key it was digested.
@@ -248,6 +264,8 @@ pub struct OrgRecord<'a> {
     pub created_ms: u64,
     /// Limits that all its keys share.
     pub limits: UnitLimits<'a>,
+    /// Quotas that all its keys share.
+    pub quotas: Quotas<'a>,
 }
 
 /// A key record of either type.
@@ -374,10 +392,8 @@ impl<'a> VaultRecord<'a> {
     /// As there.
     pub fn encode(&self) -> Result<Vec<u8>> {
         let mut packed = begin(VAULT, self.in_range(), 512 + self.sealed.len())?;
-        if self.needs_version_2()
-            && let Some(version) = packed.first_mut()
-        {
-            *version = VERSION_2;
+        if self.needs_version_2() {
+            second(&mut packed);
         }
         packed.put_text(self.name);
         packed.put_byte(self.status.packed());
@@ -453,9 +469,13 @@ impl<'a> ApiRecord<'a> {
     /// As there; also for a record of another type.
     pub fn decode(packed: &'a [u8]) -> Result<Self> {
         let damaged = Error::Damaged { what: KEY_RECORD };
-        let [VERSION, API, fields @ ..] = packed else { return Err(damaged) };
-        match Self::read(Reader::new(fields)) {
-            Some(record) if record.in_range() => Ok(record),
+        let (read, is_second) = match packed {
+            [VERSION, API, fields @ ..] => (Self::read(Reader::new(fields), false), false),
+            [VERSION_2, API, fields @ ..] => (Self::read(Reader::new(fields), true), true),
+            _ => return Err(damaged),
+        };
+        match read {
+            Some(record) if record.in_range() && record.needs_version_2() == is_second => Ok(record),
             _ => Err(damaged),
         }
     }
@@ -473,16 +493,23 @@ impl<'a> ApiRecord<'a> {
         packed.put_option(self.expires_ms, Vec::put_varint);
         packed.put_text(self.scopes.as_str());
         write_limits(&mut packed, &self.limits);
-        packed.put_array(self.digest.as_bytes());
-        packed.put_array(self.digest_key.as_bytes());
-        packed.put_text(self.start);
+        self.issued.write(&mut packed);
+        if self.needs_version_2() {
+            second(&mut packed);
+            write_quotas(&mut packed, &self.quotas);
+            packed.put_bytes(self.allowed.as_packed());
+            packed.put_option(self.previous, |packed, (issued, until_ms)| {
+                issued.write(packed);
+                packed.put_varint(until_ms);
+            });
+        }
         Ok(packed)
     }
 
     /// The fields in the order in which [`encode`](Self::encode) writes them, and nothing behind them.
     #[inline]
-    fn read(mut fields: Reader<'a>) -> Option<Self> {
-        let record = Self {
+    fn read(mut fields: Reader<'a>, is_second: bool) -> Option<Self> {
+        let mut record = Self {
             org: fields.text()?,
             label: fields.text()?,
             status: Status::unpacked(fields.byte()?)?,
@@ -490,10 +517,16 @@ impl<'a> ApiRecord<'a> {
             expires_ms: fields.option(Reader::varint)?,
             scopes: Scopes::from_joined(fields.text()?)?,
             limits: read_limits(&mut fields)?,
-            digest: Digest::from_bytes(*fields.array()?),
-            digest_key: Fingerprint::from_bytes(*fields.array()?),
-            start: fields.text()?,
+            issued: Issued::read(&mut fields)?,
+            quotas: Quotas::new(),
+            allowed: Allowed::default(),
+            previous: None,
         };
+        if is_second {
+            record.quotas = read_quotas(&mut fields)?;
+            record.allowed = Allowed::from_packed(fields.bytes()?)?;
+            record.previous = fields.option(|fields| Some((Issued::read(fields)?, fields.varint()?)))?;
+        }
         fields.is_empty().then_some(record)
     }
 
@@ -503,12 +536,49 @@ impl<'a> ApiRecord<'a> {
         is_past(self.expires_ms, now_ms)
     }
 
+    /// The raw key that has this digest, if that works now: that of now, or the one before it as long as its grace lasts.
+    #[must_use]
+    pub fn issued_as(&self, digest: &Digest, now_ms: u64) -> Option<&Issued<'a>> {
+        if self.issued.digest.matches(digest) {
+            return Some(&self.issued);
+        }
+        let (previous, until_ms) = self.previous.as_ref()?;
+        (previous.digest.matches(digest) && now_ms < *until_ms).then_some(previous)
+    }
+
+    fn needs_version_2(&self) -> bool {
+        !self.quotas.is_empty() || !self.allowed.is_empty() || self.previous.is_some()
+    }
+
     fn in_range(&self) -> bool {
         names::is_name(self.org)
             && names::is_name(self.label)
             && times_in_range(self.created_ms, self.expires_ms)
             && units_in_range(&self.limits)
-            && (1..=MAX_PREFIX_BYTES + SHOWN_BODY_BYTES).contains(&self.start.len())
+            && quotas_in_range(&self.quotas)
+            && self.issued.in_range()
+            && self.previous.is_none_or(|(issued, until_ms)| issued.in_range() && until_ms <= MAX_INSTANT_MS)
+    }
+}
+
+impl<'a> Issued<'a> {
+    fn write(&self, packed: &mut Vec<u8>) {
+        packed.put_array(self.digest.as_bytes());
+        packed.put_array(self.digest_key.as_bytes());
+        packed.put_text(self.start);
+    }
+
+    #[inline]
+    fn read(fields: &mut Reader<'a>) -> Option<Self> {
+        Some(Self {
+            digest: Digest::from_bytes(*fields.array()?),
+            digest_key: Fingerprint::from_bytes(*fields.array()?),
+            start: fields.text()?,
+        })
+    }
+
+    fn in_range(&self) -> bool {
+        (1..=MAX_PREFIX_BYTES + SHOWN_BODY_BYTES).contains(&self.start.len())
             && self.start.bytes().all(|byte| byte.is_ascii_graphic())
     }
 }
@@ -520,9 +590,13 @@ impl<'a> OrgRecord<'a> {
     /// [`Error::Damaged`] unless [`encode`](Self::encode) can have written it, in this version.
     pub fn decode(packed: &'a [u8]) -> Result<Self> {
         let damaged = Error::Damaged { what: ORG_RECORD };
-        let [VERSION, ORG, fields @ ..] = packed else { return Err(damaged) };
-        match Self::read(Reader::new(fields)) {
-            Some(record) if record.in_range() => Ok(record),
+        let (read, is_second) = match packed {
+            [VERSION, ORG, fields @ ..] => (Self::read(Reader::new(fields), false), false),
+            [VERSION_2, ORG, fields @ ..] => (Self::read(Reader::new(fields), true), true),
+            _ => return Err(damaged),
+        };
+        match read {
+            Some(record) if record.in_range() && record.quotas.is_empty() != is_second => Ok(record),
             _ => Err(damaged),
         }
     }
@@ -537,23 +611,35 @@ impl<'a> OrgRecord<'a> {
         packed.put_byte(self.status.packed());
         packed.put_varint(self.created_ms);
         write_limits(&mut packed, &self.limits);
+        if !self.quotas.is_empty() {
+            second(&mut packed);
+            write_quotas(&mut packed, &self.quotas);
+        }
         Ok(packed)
     }
 
     /// The fields in the order in which [`encode`](Self::encode) writes them, and nothing behind them.
     #[inline]
-    fn read(mut fields: Reader<'a>) -> Option<Self> {
+    fn read(mut fields: Reader<'a>, is_second: bool) -> Option<Self> {
         let record = Self {
             id: fields.varint()?,
             status: OrgStatus::unpacked(fields.byte()?)?,
             created_ms: fields.varint()?,
             limits: read_limits(&mut fields)?,
+            quotas: if is_second { read_quotas(&mut fields)? } else { Quotas::new() },
         };
         fields.is_empty().then_some(record)
     }
 
     fn in_range(&self) -> bool {
-        times_in_range(self.created_ms, None) && units_in_range(&self.limits)
+        times_in_range(self.created_ms, None) && units_in_range(&self.limits) && quotas_in_range(&self.quotas)
+    }
+}
+
+/// Makes a packed record one of the second version.
+fn second(packed: &mut [u8]) {
+    if let Some(version) = packed.first_mut() {
+        *version = VERSION_2;
     }
 }
 
@@ -590,6 +676,31 @@ pub(crate) fn read_limits<'a>(fields: &mut Reader<'a>) -> Option<UnitLimits<'a>>
     })
 }
 
+/// As limits, the period in place of the window.
+fn write_quotas(packed: &mut Vec<u8>, quotas: &Quotas<'_>) {
+    packed.put_varint(quotas.len() as u64);
+    for Quota { count, period, unit } in quotas {
+        packed.put_text(if *unit == DEFAULT_UNIT { "" } else { unit });
+        packed.put_varint(*count);
+        packed.put_byte(period.packed());
+    }
+}
+
+fn read_quotas<'a>(fields: &mut Reader<'a>) -> Option<Quotas<'a>> {
+    let mut quotas = Quotas::new();
+    let count = fields.varint()?;
+    for _ in 0..count {
+        let unit = match fields.text()? {
+            "" => DEFAULT_UNIT,
+            unit if is_unit(unit) => unit,
+            _ => return None,
+        };
+        let count = fields.varint().filter(|count| (1..=MAX_UNITS).contains(count))?;
+        quota::add(&mut quotas, Quota { count, period: Period::unpacked(fields.byte()?)?, unit }).ok()?;
+    }
+    Some(quotas)
+}
+
 const fn is_past(expires_ms: Option<u64>, now_ms: u64) -> bool {
     matches!(expires_ms, Some(expires_ms) if now_ms >= expires_ms)
 }
@@ -600,6 +711,10 @@ fn times_in_range(created_ms: u64, expires_ms: Option<u64>) -> bool {
 
 fn units_in_range(limits: &UnitLimits<'_>) -> bool {
     limits.iter().all(|UnitLimit { unit, .. }| is_unit(unit))
+}
+
+fn quotas_in_range(quotas: &Quotas<'_>) -> bool {
+    quotas.iter().all(|quota| is_unit(quota.unit) && (1..=MAX_UNITS).contains(&quota.count))
 }
 
 pub(crate) fn is_unit(unit: &str) -> bool {
@@ -613,7 +728,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::limit::{MAX_UNITS, MAX_WINDOW_MS};
+    use crate::ip::Net;
+    use crate::limit::MAX_WINDOW_MS;
 
     const SEALED: [u8; OVERHEAD_BYTES + 3] = [9; OVERHEAD_BYTES + 3];
 
@@ -658,14 +774,46 @@ mod tests {
             expires_ms: None,
             scopes: Scopes::parse(b"orders:*,users:read").unwrap(),
             limits: limits([("requests", 100, 1000)]),
-            digest: digest(),
-            digest_key: Fingerprint::from_bytes(*b"fingerpr"),
-            start: "kg_live_003aUl",
+            issued: issued(),
+            quotas: Quotas::new(),
+            allowed: Allowed::default(),
+            previous: None,
         }
     }
 
+    fn issued() -> Issued<'static> {
+        Issued { digest: digest(), digest_key: Fingerprint::from_bytes(*b"fingerpr"), start: "kg_live_003aUl" }
+    }
+
+    fn quotas() -> Quotas<'static> {
+        let daily = Quota { count: 100, period: Period::Day, unit: "requests" };
+        [daily, Quota { unit: "tokens", ..daily }, Quota { count: MAX_UNITS, period: Period::Total, ..daily }]
+            .into_iter()
+            .collect()
+    }
+
+    fn allowed() -> Allowed<'static> {
+        let mut allowed = Allowed::default();
+        for net in ["192.0.2.0/24", "2001:db8::/32"] {
+            allowed.add(Net::parse(net.as_bytes()).unwrap()).unwrap();
+        }
+        allowed
+    }
+
+    /// Everything that the first version has no room for.
+    fn second_api() -> ApiRecord<'static> {
+        let old = Issued { digest: Digest::from_slice(&[0xd2; 32]).unwrap(), start: "kg_live_before", ..issued() };
+        ApiRecord { quotas: quotas(), allowed: allowed(), previous: Some((old, 1_800_000_000_000)), ..api() }
+    }
+
     fn org() -> OrgRecord<'static> {
-        OrgRecord { id: 3, status: OrgStatus::Active, created_ms: 1_700_000_000_000, limits: limits([("bytes", 5, 7)]) }
+        OrgRecord {
+            id: 3,
+            status: OrgStatus::Active,
+            created_ms: 1_700_000_000_000,
+            limits: limits([("bytes", 5, 7)]),
+            quotas: Quotas::new(),
+        }
     }
 
     /// Records of every type, with nothing and with everything.
@@ -689,6 +837,9 @@ mod tests {
             Record::Api(api()),
             Record::Api(ApiRecord { scopes: Scopes::default(), limits: limits([]), status: Status::Inactive, ..api() }),
             Record::Api(ApiRecord { expires_ms: Some(MAX_INSTANT_MS), limits: full, ..api() }),
+            Record::Api(second_api()),
+            Record::Api(ApiRecord { quotas: quotas(), ..api() }),
+            Record::Api(ApiRecord { allowed: allowed(), ..api() }),
         ]
     }
 
@@ -699,8 +850,10 @@ mod tests {
             assert_eq!(Record::decode(&packed), Ok(record));
         }
         for status in [OrgStatus::Active, OrgStatus::Suspended] {
-            let record = OrgRecord { status, ..org() };
-            assert_eq!(OrgRecord::decode(&record.encode().unwrap()), Ok(record));
+            for quotas in [Quotas::new(), quotas()] {
+                let record = OrgRecord { status, quotas, ..org() };
+                assert_eq!(OrgRecord::decode(&record.encode().unwrap()), Ok(record));
+            }
         }
     }
 
@@ -746,6 +899,36 @@ mod tests {
         assert_eq!(vault_record.encode().unwrap(), vault_fields.concat());
         let org_fields = [&[1, 3, 3, 0][..], &created, &[1, 5], b"bytes", &[5, 7]];
         assert_eq!(org().encode().unwrap(), org_fields.concat());
+    }
+
+    #[test]
+    fn version_2_stays_as_it_was_released() {
+        let record = second_api();
+        let first = ApiRecord { quotas: Quotas::new(), allowed: Allowed::default(), previous: None, ..record.clone() };
+        let quotas = [&[3, 0, 100, 0, 6][..], b"tokens", &[100, 0, 0, 0x80, 0xa0, 0x94, 0xa5, 0x8d, 0x1d, 2]].concat();
+        let allowed = [9, 24, 192, 0, 2, 96, 0x20, 1, 0xd, 0xb8];
+        let until = [0x80, 0xa0, 0xf1, 0xc2, 0xb1, 0x34];
+        let previous = [&[1][..], &[0xd2; 32], b"fingerpr", &[14], b"kg_live_before", &until].concat();
+        let first = first.encode().unwrap();
+        let expected = [&[2][..], &first[1..], &quotas, &allowed, &previous].concat();
+        assert_eq!(record.encode().unwrap(), expected);
+        // What version 1 has room for is not written as version 2.
+        let needless = [&[2][..], &first[1..], &[0, 0, 0]].concat();
+        assert_eq!(ApiRecord::decode(&needless), Err(Error::Damaged { what: KEY_RECORD }));
+        let org = OrgRecord { quotas: super::tests::quotas(), ..org() };
+        let first = OrgRecord { quotas: Quotas::new(), ..org.clone() }.encode().unwrap();
+        assert_eq!(org.encode().unwrap(), [&[2][..], &first[1..], &quotas].concat());
+    }
+
+    #[test]
+    fn a_rotated_key_goes_by_its_old_digest_until_the_grace_ends() {
+        let record = second_api();
+        let (old, until_ms) = record.previous.unwrap();
+        assert_eq!(record.issued_as(&record.issued.digest, u64::MAX), Some(&record.issued));
+        assert_eq!(record.issued_as(&old.digest, until_ms - 1), Some(&old));
+        assert_eq!(record.issued_as(&old.digest, until_ms), None);
+        assert_eq!(record.issued_as(&Digest::from_slice(&[0; 32]).unwrap(), 0), None);
+        assert_eq!(api().issued_as(&old.digest, 0), None);
     }
 
     #[test]
@@ -805,9 +988,11 @@ mod tests {
         for record in [
             ApiRecord { org: "", ..api() },
             ApiRecord { label: &long, ..api() },
-            ApiRecord { start: "", ..api() },
-            ApiRecord { start: "kg live", ..api() },
-            ApiRecord { start: &long, ..api() },
+            ApiRecord { issued: Issued { start: "", ..issued() }, ..api() },
+            ApiRecord { issued: Issued { start: "kg live", ..issued() }, ..api() },
+            ApiRecord { issued: Issued { start: &long, ..issued() }, ..api() },
+            ApiRecord { previous: Some((issued(), MAX_INSTANT_MS + 1)), ..api() },
+            ApiRecord { quotas: [Quota { count: 0, period: Period::Day, unit: "x" }].into_iter().collect(), ..api() },
             ApiRecord { expires_ms: Some(MAX_INSTANT_MS + 1), ..api() },
             ApiRecord { limits: limits([("Tokens", 1, 1)]), ..api() },
             ApiRecord { limits: limits([("", 1, 1)]), ..api() },
@@ -895,7 +1080,7 @@ mod tests {
 
         #[test]
         fn what_a_changed_record_gives_can_be_written_again(
-            sample in 0..6_usize, changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..4),
+            sample in 0..9_usize, changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..4),
         ) {
             let mut packed = samples()[sample].encode().unwrap();
             for (index, byte) in changes {

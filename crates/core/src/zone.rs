@@ -70,7 +70,9 @@ impl Zone {
     fn after(&self, now_ms: u64, next: impl FnOnce(&Zoned) -> Result<Zoned, jiff::Error>) -> u64 {
         let now = i64::try_from(now_ms).ok().and_then(|now_ms| Timestamp::from_millisecond(now_ms).ok());
         let next = now.and_then(|now| next(&now.to_zoned(self.0.clone())).ok());
-        next.and_then(|next| u64::try_from(next.timestamp().as_millisecond()).ok()).unwrap_or(MAX_INSTANT_MS)
+        let next = next.and_then(|next| u64::try_from(next.timestamp().as_millisecond()).ok());
+        // Where clocks once went back across midnight, a day seems to end before it does.
+        next.unwrap_or(MAX_INSTANT_MS).max(now_ms + 1)
     }
 }
 
