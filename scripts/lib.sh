@@ -10,10 +10,14 @@ module=$target/release/libkeyguard.so
 servers=$project/target/servers
 # shellcheck disable=SC2034 # read by the scripts
 python=$project/target/python/bin/python
+# shellcheck disable=SC2034 # read by the scripts
+node_modules=$project/target/node/node_modules axum_gate=$project/target/axum_gate/debug/axum_gate
+# shellcheck disable=SC2034 # read by the scripts
+comparison=$project/target/comparison
 
 if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' green=$'\e[32m' red=$'\e[31m' plain=$'\e[0m'; else bold='' dim='' green='' red='' plain=''; fi
 # shellcheck disable=SC2034 # read by the scripts
-readonly project target module servers python bold dim green red plain
+readonly project target module servers python node_modules axum_gate comparison bold dim green red plain
 
 # say LINE...
 say() { printf '%s\n' "$@"; }
@@ -70,20 +74,52 @@ python_environment() {
     python3 -m venv "$1"
 }
 
-# need_python: a Python with redis-py in $python, for the test of the examples; made when it is missing or has another version.
-need_python() {
-    local version=8.1.0
-    "$python" -c "import redis, sys; sys.exit(redis.__version__ != '$version')" 2>/dev/null && return
-    say "fetching redis-py $version" >&2
-    rm -rf "${python%/bin/python}"
-    mkdir -p "$project/target"
-    python_environment "${python%/bin/python}"
-    # Before 3.11.3, Python lacks what async-timeout brings; elsewhere it does no harm.
-    "$python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement /dev/stdin >&2 <<EOF ||
-redis==$version --hash=sha256:a4fe1aac3d3b3cc791d4b3d5931c5a956045dc951ee74d1c913ee3ac4d2ee9fb
-async-timeout==5.0.1 --hash=sha256:39e3809566ff85354557ec2398b55e096c8364bacac9405a7a1fa429e77fe76c
-EOF
-        die "could not fetch redis-py $version from PyPI"
+# What the examples run with, and what these need, each in one version: a new one of any of them is not to fail a run.
+python_packages="async-timeout==5.0.1 redis==8.1.0 hiredis==3.5.0 fastapi==0.165.0 starlette==1.10.0 anyio==4.16.0 idna==3.20
+    pydantic==2.14.3 pydantic_core==2.50.4 annotated-doc==0.0.7 annotated-types==0.8.0 typing_extensions==4.16.0
+    typing-inspection==0.4.5 opentelemetry-api==1.45.2 uvicorn==0.54.0 uvloop==0.23.0 httptools==0.9.0 h11==0.16.0 click==8.5.1"
+comparison_packages="keyguard_python==0.3.0 SQLAlchemy==2.1.9 greenlet==3.5.6 aiosqlite==0.22.1 pydantic-settings==2.16.3
+    python-dotenv==1.2.4 passlib==1.7.4"
+node_packages="express@5.3.0 redis@6.3.1"
+
+# need_examples: a Python in $python and packages for Node in $node_modules for the test of the examples, and in $axum_gate the one
+# in Rust, built. What is there already is made again only when another version is wanted.
+need_examples() {
+    has node && has npm || install_missing nodejs npm
+    made_from "$python_packages" "${python%/bin/python}" fetch_python_packages
+    made_from "$node_packages" "${node_modules%/node_modules}" fetch_node_packages
+    # Not into the folder of the module's build: they would wait for each other.
+    cargo build --quiet --locked --manifest-path "$project/examples/axum_gate/Cargo.toml" \
+        --target-dir "$(dirname "$(dirname "$axum_gate")")"
+}
+
+# need_comparison: in $comparison, the same Python packages and keyguard_python, which the examples are compared with; and wrk.
+need_comparison() {
+    has wrk || install_missing wrk
+    made_from "$python_packages $comparison_packages" "$comparison" fetch_python_packages
+}
+
+# made_from LIST FOLDER COMMAND: COMMAND makes the folder from the list, unless that has been done.
+made_from() {
+    [ "$(cat "$2/made-from" 2>/dev/null)" = "$1" ] && return
+    say "fetching ${1%% *} and others" >&2
+    rm -rf "$2"
+    mkdir -p "$2"
+    "$3" "$2" "$1"
+    printf '%s\n' "$1" >"$2/made-from"
+}
+
+fetch_python_packages() {
+    python_environment "$1"
+    # shellcheck disable=SC2086 # a list
+    "$1/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps $2 >&2 ||
+        die "could not fetch from PyPI: $2"
+}
+
+fetch_node_packages() {
+    # shellcheck disable=SC2086 # a list
+    npm install --prefix "$1" --no-audit --no-fund --no-save --ignore-scripts --silent $2 >&2 ||
+        die "could not fetch from npm: $2"
 }
 
 # The system's own server program, if it has one. Debian ships the program itself in redis-tools, as redis-check-rdb

@@ -18,7 +18,7 @@ pub use client::Client;
 pub use cluster::{Cluster, migrate, slot_of};
 pub use reply::{Claim, Reply};
 pub use sample::{Sample, commands, populate, populate_store};
-pub use server::{KEYRING, OTHER_KEYRING, Server, Setup};
+pub use server::{KEYRING, OTHER_KEYRING, Server, Setup, free_port};
 
 /// The servers that every run covers: a missing one fails the run instead of passing unseen.
 const EXPECTED: [&str; 4] = ["redis-7.0", "redis-8.10", "valkey-8.1", "valkey-9.1"];
@@ -127,15 +127,16 @@ fn servers_folder() -> PathBuf {
     path("KEYGUARD_SERVERS", "target/servers")
 }
 
-/// The Python that runs the examples, or what is missing and how to get it.
+/// The Python that runs the examples.
 pub fn python() -> PathBuf {
-    let python = path("KEYGUARD_PYTHON", "target/python/bin/python");
-    assert!(
-        python.exists(),
-        "no {}: run scripts/test, which makes it, or name a Python in KEYGUARD_PYTHON",
-        python.display()
-    );
-    python
+    installed("KEYGUARD_PYTHON", "target/python/bin/python")
+}
+
+/// What the examples need: the place that the variable names, or its default. Says how to get it when it is missing.
+pub fn installed(variable: &str, default: &str) -> PathBuf {
+    let found = path(variable, default);
+    assert!(found.exists(), "no {}: run scripts/test, which makes it, or name another in {variable}", found.display());
+    found
 }
 
 fn module_under_test() -> Result<Arc<PathBuf>, String> {

@@ -321,6 +321,11 @@ fn telling_part(log: &str) -> String {
     lines[begin..].iter().take(60).copied().collect::<Vec<_>>().join("\n")
 }
 
+/// One of [`free_ports`], for what is no server.
+pub fn free_port() -> u16 {
+    free_ports()[0]
+}
+
 /// Two ports that nobody listened on a moment ago, and that no other server of this run is given: one that ends for a while
 /// finds its own free again. They lie below those from which the system takes one for each outgoing connection.
 fn free_ports() -> [u16; 2] {
