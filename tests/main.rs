@@ -28,6 +28,7 @@ mod gate;
 mod harness;
 mod hostile;
 mod http;
+mod keyguard_python;
 mod keystore;
 mod listing;
 mod loading;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         claim::TESTS,
         vault::TESTS,
         keystore::TESTS,
+        keyguard_python::TESTS,
         listing::TESTS,
         gate::TESTS,
         stores::TESTS,
