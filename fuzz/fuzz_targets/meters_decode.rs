@@ -2,7 +2,9 @@
 #![no_main]
 
 use keyguard_core::effect::Claimed;
-use keyguard_core::meters::Meters;
+use keyguard_core::meters::{Lifetime, Meters};
+use keyguard_core::quota::Period;
+use keyguard_core::window::WindowLog;
 use keyguard_fuzz::check_log;
 use libfuzzer_sys::fuzz_target;
 
@@ -21,7 +23,10 @@ fuzz_target!(|input: &[u8]| {
 
 fn check(meters: &Meters) {
     UNITS.iter().filter_map(|unit| meters.log(unit)).for_each(check_log);
-    assert!(UNITS.iter().all(|unit| meters.log(unit).and_then(|log| log.expires_at_ms()) <= meters.expires_at_ms()));
+    let logs = UNITS.iter().filter_map(|unit| meters.log(unit)).filter_map(WindowLog::expires_at_ms);
+    let counts = Period::ALL.into_iter().flat_map(|period| UNITS.map(|unit| meters.used(period, unit))).flatten();
+    let ends = counts.map(|used| used.until_ms.map_or(Lifetime::Forever, Lifetime::Until));
+    assert!(logs.map(Lifetime::Until).chain(ends).all(|end| end <= meters.lifetime()));
     let encoded = meters.encode();
     let decoded = Meters::decode(&encoded).expect("what is written can be read");
     assert_eq!(decoded, *meters);

@@ -92,33 +92,25 @@ impl<'c> Given<'c> {
 
     /// Makes sure that nothing was given or is to be cleared that a record of this type does not have.
     pub fn expect(&self, of: RecordType, cleared: &Cleared) -> Result<()> {
-        let (foreign, fields): ([_; 7], &[&str]) = match of {
-            RecordType::Api => (
-                [
-                    ("SOURCE", self.source.is_some()),
-                    ("LOGIN", self.login.is_some()),
-                    ("BATCH", self.batch.is_some()),
-                    ("ACCOUNT", self.account.is_some()),
-                    ("SHARED", !self.shared.is_empty()),
-                    ("WEIGHT", self.weight.is_some()),
-                    ("UNIQUE", self.unique.is_some()),
-                ],
-                &["source", "login", "batch", "account", "shared", "weight"],
-            ),
-            RecordType::Vault => (
-                [
-                    ("SCOPES", self.scopes.is_some()),
-                    ("QUOTA", !self.quotas.is_empty()),
-                    ("ALLOW", !self.allowed.is_empty()),
-                    ("", false),
-                    ("", false),
-                    ("", false),
-                    ("", false),
-                ],
-                &["scopes", "quotas", "allowed"],
-            ),
+        let of_vault_keys = [
+            ("SOURCE", self.source.is_some()),
+            ("LOGIN", self.login.is_some()),
+            ("BATCH", self.batch.is_some()),
+            ("ACCOUNT", self.account.is_some()),
+            ("SHARED", !self.shared.is_empty()),
+            ("WEIGHT", self.weight.is_some()),
+            ("UNIQUE", self.unique.is_some()),
+        ];
+        let of_api_keys = [
+            ("SCOPES", self.scopes.is_some()),
+            ("QUOTA", !self.quotas.is_empty()),
+            ("ALLOW", !self.allowed.is_empty()),
+        ];
+        let (foreign, fields): (&[(&'static str, bool)], &[&str]) = match of {
+            RecordType::Api => (&of_vault_keys, &["source", "login", "batch", "account", "shared", "weight"]),
+            RecordType::Vault => (&of_api_keys, &["scopes", "quotas", "allowed"]),
         };
-        let given = foreign.into_iter().find(|(_, given)| *given).map(|(option, _)| option);
+        let given = foreign.iter().find(|(_, given)| *given).map(|(option, _)| *option);
         let cleared = cleared.iter().any(|field| fields.contains(field)).then_some("CLEAR of this field");
         let accepted = match of {
             RecordType::Api => "for vault keys only, and this is an API key",
