@@ -86,7 +86,7 @@ pub enum Error {
     #[error("BADSTORE a store is named with 1 to 64 of A-Z a-z 0-9 . _ -")]
     BadStore,
     /// A store that does not exist.
-    #[error("NOSTORE no store of this name; KG.ADDKEY, KG.ADDORG, KG.BLOCKIP and KG.SETSTORE create one")]
+    #[error("NOSTORE no store of this name; KG.ADDKEY, KG.ADDORG, KG.BLOCKIP, KG.ALLOWIP and KG.SETSTORE create one")]
     NoStore,
     /// A record, organization or address rule that does not exist.
     #[error("NOSUCH no such {what} in this store")]
@@ -116,7 +116,7 @@ pub enum Error {
     NewestKey,
     /// A key of the keyring without which records could not be read.
     #[error(
-        "INUSE records of the stores on this server that use this key: {records}; KG.REKEY moves vault keys to the newest, API keys keep theirs as long as they exist"
+        "INUSE records of the stores on this server that use this key: {records}; KG.REKEY moves vault keys to the newest, API keys move when they are next found valid"
     )]
     KeyInUse {
         /// How many, in all databases.
