@@ -261,6 +261,7 @@ fn use_secrets(primary: &Server, plain: &str, canaries: &mut Canaries, errors: &
         // Without the word that tells it from an id, and with the word at the wrong end.
         run(&mut c, args!["KG.REVOKE", "acme", raw]);
         run(&mut c, args!["KG.REVOKE", "acme", raw, "KEY"]);
+        run(&mut c, args!["KG.ROTATE", "acme", raw]);
     }
     run(&mut c, args!["KG.REVOKE", "acme", "START", &shown[4][..14]]);
     // Each command with a secret in its place, refused in every way.

@@ -16,7 +16,7 @@ use crate::gate;
 use crate::keyring;
 use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::integer;
-use crate::store::{API_KEYS, Missing, Store, api_fields, using};
+use crate::store::{API_KEYS, Missing, Packed, Store, api_fields, using};
 
 /// A raw key that nobody has yet, and what is kept of it.
 fn issue<'r>(raw: &'r RawKey, keyring: &Keyring) -> Issued<'r> {
@@ -135,8 +135,9 @@ impl Command for Rotate {
         access: Access::Write,
         category: Category::Secrets,
         min_args: 3,
+        // Whoever means a key by itself shows it where an id is expected.
         secrets: &[],
-        secrets_from: 0,
+        secrets_from: 2,
         args: &[Arg::key(c"store"), Arg::integer(c"id"), Arg::text(c"duration").token(c"GRACE").optional()],
     };
 
@@ -233,7 +234,7 @@ pub(super) fn issued<'n, 'r>(record: &'n ApiRecord<'r>) -> impl Iterator<Item = 
     std::iter::once(&record.issued).chain(record.previous.iter().map(|(issued, _)| issued))
 }
 
-fn api_record(packed: &crate::store::Packed) -> Result<ApiRecord<'_>> {
+fn api_record(packed: &Packed) -> Result<ApiRecord<'_>> {
     match Record::decode(packed.bytes())? {
         Record::Api(record) => Ok(record),
         Record::Vault(_) => Err(Error::NoSuch { what: "API key" }),

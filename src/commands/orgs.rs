@@ -299,7 +299,7 @@ impl Command for DelOrg {
         let packed = store.packed_org(org)?;
         let record = OrgRecord::decode(packed.bytes())?;
         if store.keys_of_org(org)? > 0 {
-            return Err(Error::InUse { what: "organization" });
+            return Err(Error::InUse { what: "organization still has API keys" });
         }
         let (key, win, names) = (store.name.org(org), store.name.orgwin(org), store.name.orgs());
         store.read(&win)?;

@@ -104,9 +104,9 @@ pub enum Error {
         what: &'static str,
     },
     /// Something that others still refer to.
-    #[error("INUSE this {what} is still in use")]
+    #[error("INUSE this {what}; KG.DELKEY them first")]
     InUse {
-        /// What is in use.
+        /// What is in use, and by what.
         what: &'static str,
     },
     /// The key of the keyring that seals and digests.
