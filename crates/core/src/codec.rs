@@ -20,6 +20,11 @@ impl<'a> Reader<'a> {
         self.0.is_empty()
     }
 
+    /// The bytes that are not read.
+    pub(crate) const fn rest(&self) -> &'a [u8] {
+        self.0
+    }
+
     #[inline]
     pub(crate) fn byte(&mut self) -> Option<u8> {
         let (byte, rest) = self.0.split_first()?;

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::ip::{By, Kind, Rule, Strikes};
 use crate::path::Path;
 use crate::quota::Period;
+use crate::usage::UsageBatch;
 
 const VERSION: u8 = 1;
 
@@ -142,6 +143,8 @@ pub enum Effect<'a> {
         /// The paths of the blocks that go with it; None is the one that holds everywhere.
         blocks: Vec<Option<&'a str>>,
     },
+    /// Usage was counted and logged. The declared key is the store.
+    Usage(#[serde(borrow)] UsageBatch<'a>),
 }
 
 /// What a call of an API key was charged.
@@ -312,6 +315,10 @@ pub enum WholeValue<'a> {
     Pool(&'a [u8]),
     /// [`AddressLogs`](crate::address::AddressLogs).
     Address(&'a [u8]),
+    /// [`StoreStats`](crate::usage::StoreStats).
+    Stats(&'a [u8]),
+    /// [`KeyDays`](crate::usage::KeyDays).
+    Days(&'a [u8]),
 }
 
 impl<'a> Effect<'a> {
@@ -360,6 +367,8 @@ impl<'a> Effect<'a> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::gate::Code;
+    use crate::usage::{Counts, Row, Tally, Totals};
 
     const CLAIMED: Claimed = Claimed { at_ms: 1_800_000_000_000, units: 1, window_ms: 60_000 };
 
@@ -421,10 +430,27 @@ mod tests {
             Effect::ClaimAddress { net: "192.0.2.7", path: Some("/login"), claimed: CLAIMED },
             Effect::ClearAddress { net: "2001:db8::/64", path: None, blocks: vec![None, Some("/login")] },
             Effect::Whole { value: WholeValue::Address(b"bytes") },
+            Effect::Whole { value: WholeValue::Stats(b"bytes") },
+            Effect::Whole { value: WholeValue::Days(b"bytes") },
+            Effect::Usage(UsageBatch {
+                now_ms: 1_800_000_000_000,
+                today: 20_833,
+                totals: Some(Totals { logged: 3, ..Totals::default() }),
+                minutes: vec![(30_000_000, Tally { requests: 3, ..Tally::default() })],
+                hours: vec![(500_000, Tally { requests: 3, ..Tally::default() })],
+                keys: vec![(17, Counts { requests: 3, ..Counts::default() }, vec![(20_833, Tally::default())])],
+                gone: vec![18],
+                rows: vec![
+                    Row { at_ms: 1_800_000_000_000, seq: 1, id: 17, status: Some(200), ..Row::default() },
+                    Row { code: Some(Code::NotFound), path: Some("/x"), ip: Some("192.0.2.7"), ..Row::default() },
+                ],
+                log_entries: Some(100),
+                log_from: Some((1, 0)),
+            }),
         ];
         for effect in effects {
             let packed = effect.encode().unwrap();
-            assert_eq!(effect.encode_into(&mut [0; 256]), Ok(&packed[..]));
+            assert_eq!(effect.encode_into(&mut [0; 512]), Ok(&packed[..]));
             assert_eq!(Effect::decode(&packed), Ok(effect));
             assert!(Effect::decode(packed.split_last().unwrap().1).is_err(), "cut short");
             assert!(Effect::decode(&[&packed[..], b"x"].concat()).is_err(), "something behind it");

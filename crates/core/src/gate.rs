@@ -5,6 +5,7 @@
 //! limits and quotas of the key and of its organization together.
 
 use arrayvec::ArrayVec;
+use serde::{Deserialize, Serialize};
 
 use crate::effect::{Admitted, Charged};
 use crate::error::{Error, Result};
@@ -18,8 +19,8 @@ use crate::scope::{MAX_SCOPES, Scope};
 use crate::window::WindowLog;
 use crate::zone::Zone;
 
-/// What becomes of a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What becomes of a call. Effects and statistics carry the place of a code in this list: a new one goes to the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Code {
     /// It is let in.
     Valid,

@@ -74,11 +74,13 @@ impl<'a> StoreName<'a> {
             Derived::Ids(Listed::Keys(RecordType::Api)) => b"ids:api",
             Derived::Ids(Listed::Orgs) => b"ids:org",
             Derived::Usage => b"usage",
+            Derived::Stats => b"stats:all",
+            Derived::Days(_) => b"stats:",
             Derived::Starts(_) => b"starts:",
         };
         out.extend_from_slice(kind);
         match key {
-            Derived::Key(id) | Derived::Win(id) => push_decimal(out, *id),
+            Derived::Key(id) | Derived::Win(id) | Derived::Days(id) => push_decimal(out, *id),
             Derived::Digest(digest) => out.extend_from_slice(digest.base64url().as_bytes()),
             Derived::Pool(name)
             | Derived::Org(name)
@@ -86,7 +88,7 @@ impl<'a> StoreName<'a> {
             | Derived::Account(name)
             | Derived::Ip(name) => out.extend_from_slice(name),
             Derived::Starts(end) => out.extend_from_slice(end),
-            Derived::Orgs | Derived::Ips | Derived::Ids(_) | Derived::Usage => {}
+            Derived::Orgs | Derived::Ips | Derived::Ids(_) | Derived::Usage | Derived::Stats => {}
         }
     }
 
@@ -178,6 +180,18 @@ impl<'a> StoreName<'a> {
     pub fn usage(&self) -> Vec<u8> {
         self.derived(&Derived::Usage)
     }
+
+    /// `{acme}:stats:all`
+    #[must_use]
+    pub fn stats(&self) -> Vec<u8> {
+        self.derived(&Derived::Stats)
+    }
+
+    /// `{acme}:stats:<n>`, which holds the days of the 256 keys whose ids divided by 256 give `n`.
+    #[must_use]
+    pub fn days(&self, n: u64) -> Vec<u8> {
+        self.derived(&Derived::Days(n))
+    }
 }
 
 impl std::fmt::Display for StoreName<'_> {
@@ -215,6 +229,10 @@ pub enum Derived<'a> {
     Starts(&'a [u8]),
     /// The usage log.
     Usage,
+    /// What the store counted as a whole.
+    Stats,
+    /// What its keys counted by days: the 256 keys of this number.
+    Days(u64),
 }
 
 /// What a store lists by id.
@@ -402,6 +420,8 @@ mod tests {
             (store.starts("kg_live_abcdef").0, "{acme}:starts:ef"),
             (store.ids(Listed::Orgs), "{acme}:ids:org"),
             (store.usage(), "{acme}:usage"),
+            (store.stats(), "{acme}:stats:all"),
+            (store.days(3), "{acme}:stats:3"),
         ] {
             assert_eq!(String::from_utf8_lossy(&key), expected);
             assert!(belongs_to_store(&key), "{expected}");

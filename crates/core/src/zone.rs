@@ -56,6 +56,16 @@ impl Zone {
         self.after(now_ms, |now| now.last_of_month()?.tomorrow()?.start_of_day())
     }
 
+    /// The day that an instant lies in, counted from 1970-01-01, which is 0; so is what lies before it.
+    #[must_use]
+    pub fn day(&self, at_ms: u64) -> u32 {
+        const DAY_SECONDS: i64 = 24 * 60 * 60;
+        let at = i64::try_from(at_ms).ok().and_then(|at_ms| Timestamp::from_millisecond(at_ms).ok());
+        let at = at.unwrap_or(Timestamp::MAX);
+        let local = at.as_second() + i64::from(self.0.to_offset(at).seconds());
+        u32::try_from(local.div_euclid(DAY_SECONDS)).unwrap_or(0)
+    }
+
     /// When this time of day comes next, strictly after `now_ms`, in unix milliseconds. A time that a day leaves out comes as much
     /// later as clocks were put forward; of one that comes twice it is the first.
     #[must_use]
@@ -74,6 +84,14 @@ impl Zone {
         // Where clocks once went back across midnight, a day seems to end before it does.
         next.unwrap_or(MAX_INSTANT_MS).max(now_ms + 1)
     }
+}
+
+/// A day as [`Zone::day`] counts them, as people write it: `2026-11-22`.
+#[must_use]
+pub fn day_text(day: u32) -> String {
+    let epoch = jiff::civil::date(1970, 1, 1);
+    let days = jiff::Span::new().try_days(day).ok();
+    days.and_then(|days| epoch.checked_add(days).ok()).unwrap_or(jiff::civil::Date::MAX).to_string()
 }
 
 #[cfg(test)]
@@ -145,6 +163,25 @@ mod tests {
         let berlin = zone("Europe/Berlin");
         assert_eq!(berlin.next_time_ms(half_past_two, ms("2026-03-29T00:00:00Z")), ms("2026-03-29T01:30:00Z"));
         assert_eq!(berlin.next_time_ms(half_past_two, ms("2026-10-24T23:00:00Z")), ms("2026-10-25T00:30:00Z"));
+    }
+
+    #[test]
+    fn a_day_is_that_of_the_calendar_in_the_zone() {
+        for (name, at, day) in [
+            ("UTC", "1970-01-01T00:00:00Z", 0),
+            ("America/New_York", "1970-01-01T00:00:00Z", 0),
+            ("UTC", "2026-11-22T23:59:59.999Z", 20_779),
+            ("UTC", "2026-11-23T00:00:00Z", 20_780),
+            ("Europe/Berlin", "2026-11-22T22:59:59.999Z", 20_779),
+            ("Europe/Berlin", "2026-11-22T23:00:00Z", 20_780),
+            ("America/New_York", "2026-11-23T04:59:59.999Z", 20_779),
+        ] {
+            assert_eq!(zone(name).day(ms(at)), day, "{at} in {name}");
+        }
+        assert_eq!(zone("UTC").day(u64::MAX), zone("UTC").day(MAX_INSTANT_MS));
+        assert_eq!(day_text(20_779), "2026-11-22");
+        assert_eq!(day_text(0), "1970-01-01");
+        assert_eq!(day_text(u32::MAX), "9999-12-31");
     }
 
     proptest! {
