@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_longlong, c_void};
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use keyguard_core::failures::MAX_THRESHOLD;
@@ -27,6 +28,14 @@ pub struct Settings {
     ip_block_duration: String,
     /// The same in milliseconds.
     ip_block_duration_ms: u64,
+    /// `usage`: whether calls are counted and logged.
+    usage: bool,
+    /// `usage-log-entries`: how many entries the log of a store has at the most; 0 for no log.
+    usage_log_entries: u64,
+    /// `usage-log-age`: how old they get, as it was written.
+    usage_log_age: String,
+    /// The same in milliseconds.
+    usage_log_age_ms: u64,
 }
 
 impl Default for Settings {
@@ -39,6 +48,10 @@ impl Default for Settings {
             ip_block_threshold: 100,
             ip_block_duration: "24h".to_owned(),
             ip_block_duration_ms: 24 * 60 * 60 * 1000,
+            usage: true,
+            usage_log_entries: 100_000,
+            usage_log_age: "30d".to_owned(),
+            usage_log_age_ms: 30 * 24 * 60 * 60 * 1000,
         }
     }
 }
@@ -57,6 +70,13 @@ impl Settings {
             .filter(|ms| *ms <= MAX_AUTOMATIC_MS)
             .ok_or("ip-block-duration is a duration with its unit, at most 30d: 500ms, 30s, 5m, 2h or 7d")?;
         self.ip_block_duration = value.to_owned();
+        Ok(())
+    }
+
+    fn set_usage_log_age(&mut self, value: &str) -> Result<(), &'static str> {
+        self.usage_log_age_ms = parse::duration_with_unit_ms(value.as_bytes(), "usage-log-age")
+            .map_err(|_| "usage-log-age is a duration with its unit, up to 366d: 30s, 5m, 2h or 7d")?;
+        self.usage_log_age = value.to_owned();
         Ok(())
     }
 }
@@ -88,6 +108,24 @@ pub fn ip_block_duration_ms() -> u64 {
     lock().get_or_insert_default().ip_block_duration_ms
 }
 
+/// Whether calls are counted and logged.
+pub fn usage() -> bool {
+    USAGE.load(Ordering::Relaxed)
+}
+
+/// How many entries the log of a store has at the most, 0 for no log; and how old they get, in milliseconds.
+pub fn usage_log() -> (u64, u64) {
+    let mut settings = lock();
+    let settings = settings.get_or_insert_default();
+    (settings.usage_log_entries, settings.usage_log_age_ms)
+}
+
+/// The most that `usage-log-entries` may say.
+const MAX_LOG_ENTRIES: u64 = 10_000_000;
+
+/// What `usage` says, for the path of every AUTH.
+static USAGE: AtomicBool = AtomicBool::new(true);
+
 fn lock() -> MutexGuard<'static, Option<Settings>> {
     SETTINGS.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -100,6 +138,8 @@ fn lock() -> MutexGuard<'static, Option<Settings>> {
 pub fn register(ctx: Ctx<'_>, arguments: &[Name<'_>]) -> Result<(), String> {
     *lock() = Some(from_arguments(arguments)?);
     let defaults = settings();
+    USAGE.store(defaults.usage, Ordering::Relaxed);
+    let usage_log_age = to_c_string(&defaults.usage_log_age);
     let fixed = raw::REDISMODULE_CONFIG_IMMUTABLE;
     let file = to_c_string(&defaults.keyring_file);
     let block_max = to_c_string(&defaults.block_max);
@@ -158,6 +198,38 @@ pub fn register(ctx: Ctx<'_>, arguments: &[Name<'_>]) -> Result<(), String> {
                 None,
                 ptr::null_mut(),
             ) == ffi::OK
+            && api!(RedisModule_RegisterStringConfig)(
+                ctx.as_raw(),
+                USAGE_LOG_AGE.as_ptr(),
+                usage_log_age.as_ptr(),
+                raw::REDISMODULE_CONFIG_DEFAULT,
+                Some(text),
+                Some(set_text),
+                None,
+                ptr::null_mut(),
+            ) == ffi::OK
+            && api!(RedisModule_RegisterNumericConfig)(
+                ctx.as_raw(),
+                c"usage-log-entries".as_ptr(),
+                defaults.usage_log_entries as c_longlong,
+                raw::REDISMODULE_CONFIG_DEFAULT,
+                0,
+                MAX_LOG_ENTRIES as c_longlong,
+                Some(log_entries),
+                Some(set_log_entries),
+                None,
+                ptr::null_mut(),
+            ) == ffi::OK
+            && api!(RedisModule_RegisterBoolConfig)(
+                ctx.as_raw(),
+                c"usage".as_ptr(),
+                c_int::from(defaults.usage),
+                raw::REDISMODULE_CONFIG_DEFAULT,
+                Some(counts_usage),
+                Some(set_counts_usage),
+                None,
+                ptr::null_mut(),
+            ) == ffi::OK
             && api!(RedisModule_LoadConfigs)(ctx.as_raw()) == ffi::OK
     };
     if registered { Ok(()) } else { Err("a keyguard.* line of the configuration is not valid".to_owned()) }
@@ -165,7 +237,8 @@ pub fn register(ctx: Ctx<'_>, arguments: &[Name<'_>]) -> Result<(), String> {
 
 fn from_arguments(arguments: &[Name<'_>]) -> Result<Settings, String> {
     const USAGE: &str = "loadmodule libkeyguard.so [keyring-file path] [keyring-auto-create yes|no] [block-max duration] \
-                         [ip-block-threshold n] [ip-block-duration duration]";
+                         [ip-block-threshold n] [ip-block-duration duration] [usage yes|no] \
+                         [usage-log-entries n] [usage-log-age duration]";
     let mut settings = Settings::default();
     for pair in arguments.chunks(2) {
         let [name, value] = pair else { return Err(format!("an argument has no value; usage: {USAGE}")) };
@@ -186,6 +259,19 @@ fn from_arguments(arguments: &[Name<'_>]) -> Result<Settings, String> {
                     .ok_or("ip-block-threshold is a whole number from 0 to 60000")?;
             }
             b"ip-block-duration" => settings.set_ip_block_duration(value)?,
+            b"usage" => {
+                settings.usage = match value {
+                    "yes" => true,
+                    "no" => false,
+                    _ => return Err("usage is yes or no".to_owned()),
+                };
+            }
+            b"usage-log-entries" => {
+                settings.usage_log_entries = parse::unsigned(value.as_bytes())
+                    .filter(|entries| *entries <= MAX_LOG_ENTRIES)
+                    .ok_or("usage-log-entries is a whole number from 0 to 10000000")?;
+            }
+            b"usage-log-age" => settings.set_usage_log_age(value)?,
             _ => return Err(format!("unknown argument; usage: {USAGE}")),
         }
     }
@@ -195,6 +281,7 @@ fn from_arguments(arguments: &[Name<'_>]) -> Result<Settings, String> {
 const KEYRING_FILE: &CStr = c"keyring-file";
 const BLOCK_MAX: &CStr = c"block-max";
 const IP_BLOCK_DURATION: &CStr = c"ip-block-duration";
+const USAGE_LOG_AGE: &CStr = c"usage-log-age";
 
 /// The server takes the string and leaves it to us: one is kept, and replaced when asked for again.
 unsafe extern "C" fn text(name: *const c_char, _: *mut c_void) -> *mut raw::RedisModuleString {
@@ -208,6 +295,8 @@ unsafe extern "C" fn text(name: *const c_char, _: *mut c_void) -> *mut raw::Redi
             settings.block_max
         } else if name == IP_BLOCK_DURATION {
             settings.ip_block_duration
+        } else if name == USAGE_LOG_AGE {
+            settings.usage_log_age
         } else {
             settings.keyring_file
         };
@@ -243,6 +332,9 @@ unsafe extern "C" fn set_text(
             if name == IP_BLOCK_DURATION {
                 return settings.set_ip_block_duration(value);
             }
+            if name == USAGE_LOG_AGE {
+                return settings.set_usage_log_age(value);
+            }
             settings.keyring_file = value.to_owned();
             Ok(())
         });
@@ -266,6 +358,40 @@ unsafe extern "C" fn set_threshold(
 ) -> c_int {
     ffi::guarded(ffi::ERR, || {
         lock().get_or_insert_default().ip_block_threshold = u64::try_from(value).unwrap_or(0);
+        ffi::OK
+    })
+}
+
+unsafe extern "C" fn log_entries(_: *const c_char, _: *mut c_void) -> c_longlong {
+    ffi::guarded(0, || usage_log().0 as c_longlong)
+}
+
+/// The server has made sure that the value lies within the bounds.
+unsafe extern "C" fn set_log_entries(
+    _: *const c_char,
+    value: c_longlong,
+    _: *mut c_void,
+    _: *mut *mut raw::RedisModuleString,
+) -> c_int {
+    ffi::guarded(ffi::ERR, || {
+        lock().get_or_insert_default().usage_log_entries = u64::try_from(value).unwrap_or(0);
+        ffi::OK
+    })
+}
+
+unsafe extern "C" fn counts_usage(_: *const c_char, _: *mut c_void) -> c_int {
+    ffi::guarded(0, || c_int::from(usage()))
+}
+
+unsafe extern "C" fn set_counts_usage(
+    _: *const c_char,
+    value: c_int,
+    _: *mut c_void,
+    _: *mut *mut raw::RedisModuleString,
+) -> c_int {
+    ffi::guarded(ffi::ERR, || {
+        USAGE.store(value != 0, Ordering::Relaxed);
+        crate::usage::set_counting(value != 0);
         ffi::OK
     })
 }

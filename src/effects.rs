@@ -11,6 +11,7 @@ use keyguard_core::ip::{By, Kind, Net, Rule, Rules};
 use keyguard_core::meters::{Lifetime, Meters};
 use keyguard_core::names::StoreName;
 use keyguard_core::pool::{HandOut, Pool, Traits, Unit};
+use keyguard_core::usage::{KEYS, KeyDays, ROW_FIELDS, StoreStats, UsageBatch};
 use keyguard_core::window::WindowLog;
 use keyguard_core::{Error, Result};
 
@@ -183,7 +184,10 @@ pub fn apply(ctx: Ctx<'_>, name: Name<'_>, effect: &Effect<'_>) -> Result<()> {
             WholeValue::Rules(bytes) => replace::<Rules>(ctx, name, bytes)?,
             WholeValue::Pool(bytes) => replace::<Pool>(ctx, name, bytes)?,
             WholeValue::Address(bytes) => replace::<AddressLogs>(ctx, name, bytes)?,
+            WholeValue::Stats(bytes) => replace::<StoreStats>(ctx, name, bytes)?,
+            WholeValue::Days(bytes) => replace::<KeyDays>(ctx, name, bytes)?,
         },
+        Effect::Usage(batch) => note_usage(ctx, StoreName::parse(name.bytes())?, batch)?,
     }
     Ok(())
 }
@@ -401,6 +405,95 @@ fn change_address(ctx: Ctx<'_>, store: StoreName<'_>, net: Net, change: impl FnO
         None => key.delete(),
     }
     ctx.signal_modified(name.name());
+    Ok(())
+}
+
+/// The fields of an entry in the usage log.
+static ROW: [FieldName; ROW_FIELDS.len()] = {
+    let [id, code, status, ms, method, path, ip] = ROW_FIELDS;
+    [
+        FieldName::new(id),
+        FieldName::new(code),
+        FieldName::new(status),
+        FieldName::new(ms),
+        FieldName::new(method),
+        FieldName::new(path),
+        FieldName::new(ip),
+    ]
+};
+
+/// Writes down what was counted and logged.
+fn note_usage(ctx: Ctx<'_>, store: StoreName<'_>, batch: &UsageBatch<'_>) -> Result<()> {
+    let of = |name: Vec<u8>| OwnedString::new(&name);
+    let (all, log) = (of(store.stats()), of(store.usage()));
+    let has_counts = batch.totals.is_some() || !batch.minutes.is_empty() || !batch.hours.is_empty();
+    let has_keys = !batch.keys.is_empty() || !batch.gone.is_empty();
+    let changes_log = !batch.rows.is_empty() || batch.log_entries.is_some() || batch.log_from.is_some();
+    let mut chunks: Vec<u64> =
+        batch.keys.iter().map(|(id, ..)| id / KEYS).chain(batch.gone.iter().map(|id| id / KEYS)).collect();
+    chunks.dedup();
+    // The types of all that is touched are looked at before the first change.
+    if has_counts || has_keys {
+        ctx.read(all.name()).native::<StoreStats>()?;
+    }
+    for chunk in &chunks {
+        ctx.read(of(store.days(*chunk)).name()).native::<KeyDays>()?;
+    }
+    if changes_log {
+        ctx.read(log.name()).stream_len()?;
+    }
+
+    if has_counts || has_keys {
+        let mut key = ctx.change(all.name());
+        let stats: &mut StoreStats = value_of(&mut key)?;
+        stats.merge(&batch.totals.unwrap_or_default(), &batch.minutes, &batch.hours, batch.now_ms);
+        for keys in batch.keys.chunk_by(|(one, ..), (other, ..)| one / KEYS == other / KEYS) {
+            let name = of(store.days(keys.first().map_or(0, |(id, ..)| id / KEYS)));
+            let mut key = ctx.change(name.name());
+            let value: &mut KeyDays = value_of(&mut key)?;
+            for (id, totals, days) in keys {
+                stats.offer(*id, value.merge((id % KEYS) as u8, totals, days, batch.today));
+            }
+            ctx.signal_modified(name.name());
+        }
+        for ids in batch.gone.chunk_by(|one, other| one / KEYS == other / KEYS) {
+            let name = of(store.days(ids.first().map_or(0, |id| id / KEYS)));
+            let mut key = ctx.change(name.name());
+            let value: &mut KeyDays = value_of(&mut key)?;
+            for id in ids {
+                value.forget((id % KEYS) as u8);
+                stats.forget(*id);
+            }
+            if value.is_empty() {
+                key.delete();
+            }
+            ctx.signal_modified(name.name());
+        }
+        ctx.signal_modified(all.name());
+    }
+    if changes_log {
+        let key = ctx.change(log.name());
+        for row in &batch.rows {
+            let fields = row.fields();
+            let fields =
+                fields.iter().filter_map(|(index, text)| Some((ROW.get(*index)?, OwnedString::new(text.as_bytes()))));
+            // One that the log has, or had, stays as it is.
+            key.stream_add((row.at_ms, row.seq), fields);
+        }
+        if key.kind() == ffi::Kind::Stream {
+            match batch.log_entries {
+                Some(0) => key.delete(),
+                Some(entries) => key.stream_keep(entries),
+                None => {}
+            }
+        }
+        if key.kind() == ffi::Kind::Stream
+            && let Some(from) = batch.log_from
+        {
+            key.stream_keep_from(from);
+        }
+        ctx.signal_modified(log.name());
+    }
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use crate::ffi::{self, Ctx, api, raw};
-use crate::{eviction, failures, rekey, survey, waiting};
+use crate::{eviction, failures, rekey, survey, usage, waiting};
 
 /// Asks to be told.
 pub fn subscribe(ctx: Ctx<'_>) {
@@ -20,18 +20,30 @@ pub fn subscribe(ctx: Ctx<'_>) {
     }
 }
 
-unsafe extern "C" fn on_event(ctx: *mut raw::RedisModuleCtx, event: raw::RedisModuleEvent, sub: u64, _: *mut c_void) {
+unsafe extern "C" fn on_event(
+    ctx: *mut raw::RedisModuleCtx,
+    event: raw::RedisModuleEvent,
+    sub: u64,
+    data: *mut c_void,
+) {
     // SAFETY: the server's context is valid during the call.
     let ctx = unsafe { Ctx::new(ctx) };
     ffi::guarded((), || match event.id {
         raw::REDISMODULE_EVENT_CONFIG => eviction::look(ctx),
         raw::REDISMODULE_EVENT_FLUSHDB if sub == raw::REDISMODULE_SUBEVENT_FLUSHDB_END => {
             failures::forget_all();
+            // SAFETY: this is what the server gives with this event.
+            let flushed = unsafe { data.cast::<raw::RedisModuleFlushInfo>().as_ref() };
+            usage::flushed(flushed.map_or(-1, |flushed| flushed.dbnum));
             rekey::data_replaced();
             waiting::all_touched(ctx);
         }
         raw::REDISMODULE_EVENT_SWAPDB => {
             failures::forget_all();
+            // SAFETY: as above.
+            if let Some(swapped) = unsafe { data.cast::<raw::RedisModuleSwapDbInfo>().as_ref() } {
+                usage::swapped(swapped.dbnum_first, swapped.dbnum_second);
+            }
             survey::start_over();
             rekey::data_replaced();
             waiting::all_touched(ctx);
@@ -42,7 +54,12 @@ unsafe extern "C" fn on_event(ctx: *mut raw::RedisModuleCtx, event: raw::RedisMo
             rekey::data_replaced();
             waiting::all_touched(ctx);
         }
-        raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED => survey::start(ctx),
+        raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED => {
+            if !ctx.has_flags(raw::REDISMODULE_CTX_FLAGS_MASTER) {
+                usage::flushed(-1);
+            }
+            survey::start(ctx);
+        }
         _ => {}
     });
 }

@@ -121,6 +121,8 @@ pub enum Kind {
     Text,
     /// A hash.
     Hash,
+    /// A stream.
+    Stream,
     /// A value of a module: ours or another's.
     Module,
     /// Anything else.
@@ -265,6 +267,17 @@ impl<'c> Ctx<'c> {
     pub fn reply_integer(self, value: i64) {
         // SAFETY: the context is valid.
         unsafe { api!(RedisModule_ReplyWithLongLong)(self.raw, value) };
+    }
+
+    /// Answers with a number that may have decimals, two at the most: a double for RESP3 clients, its text for others. Some servers
+    /// write more digits than it has into a RESP2 reply of their own.
+    pub fn reply_decimal(self, value: f64) {
+        if self.has_flags(raw::REDISMODULE_CTX_FLAGS_RESP3) {
+            // SAFETY: the context is valid.
+            unsafe { api!(RedisModule_ReplyWithDouble)(self.raw, value) };
+        } else {
+            self.reply_bytes(value.to_string().as_bytes());
+        }
     }
 
     /// Answers with a bulk string.
@@ -444,6 +457,7 @@ impl Key<'_> {
             raw::REDISMODULE_KEYTYPE_STRING => Kind::Text,
             raw::REDISMODULE_KEYTYPE_HASH => Kind::Hash,
             raw::REDISMODULE_KEYTYPE_MODULE => Kind::Module,
+            raw::REDISMODULE_KEYTYPE_STREAM => Kind::Stream,
             _ => Kind::Other,
         }
     }
@@ -591,6 +605,98 @@ impl Drop for Key<'_> {
             // SAFETY: the handle is open, and closed only here.
             unsafe { api!(RedisModule_CloseKey)(self.raw) };
         }
+    }
+}
+
+/// The id of an entry of a stream: unix milliseconds, and a number within these.
+pub type EntryId = (u64, u64);
+
+/// The fields of an entry of a stream, with their values.
+pub type EntryFields = [(OwnedString, OwnedString)];
+
+fn raw_id((ms, seq): EntryId) -> raw::RedisModuleStreamID {
+    raw::RedisModuleStreamID { ms, seq }
+}
+
+/// Streams.
+impl Key<'_> {
+    /// How many entries the stream has; 0 if there is none.
+    ///
+    /// # Errors
+    /// [`Error::WrongType`] unless the key holds a stream or nothing.
+    pub fn stream_len(&self) -> Result<u64> {
+        match self.kind() {
+            Kind::Empty => Ok(0),
+            // SAFETY: the handle is open.
+            Kind::Stream => Ok(unsafe { api!(RedisModule_ValueLength)(self.raw) } as u64),
+            _ => Err(Error::WrongType),
+        }
+    }
+
+    /// Adds an entry to the stream, which is made here if need be. Whether the id lies behind all that the stream ever had.
+    pub fn stream_add<'n>(&self, id: EntryId, fields: impl Iterator<Item = (&'n FieldName, OwnedString)>) -> bool {
+        let (mut arguments, mut values) = (Vec::with_capacity(16), Vec::with_capacity(8));
+        for (name, value) in fields {
+            arguments.extend([name.object().raw, value.as_raw()]);
+            values.push(value);
+        }
+        let fields = values.len() as i64;
+        // SAFETY: the key was opened to change it; the array holds pairs of string objects, which live until the call is over and
+        // are copied by it, and the number is that of the pairs.
+        unsafe { api!(RedisModule_StreamAdd)(self.raw, 0, &mut raw_id(id), arguments.as_mut_ptr(), fields) == OK }
+    }
+
+    /// Deletes the oldest entries of the stream beyond so many.
+    pub fn stream_keep(&self, entries: u64) {
+        let entries = i64::try_from(entries).unwrap_or(i64::MAX);
+        // SAFETY: the key was opened to change it and holds a stream.
+        unsafe { api!(RedisModule_StreamTrimByLength)(self.raw, 0, entries) };
+    }
+
+    /// Deletes the entries of the stream before this one.
+    pub fn stream_keep_from(&self, id: EntryId) {
+        // SAFETY: the key was opened to change it and holds a stream.
+        unsafe { api!(RedisModule_StreamTrimByID)(self.raw, 0, &mut raw_id(id)) };
+    }
+
+    /// Shows entries of the stream from `first` to `last`, or the other way round, until `visit` says that it has seen enough. It may
+    /// not call the server.
+    ///
+    /// # Errors
+    /// [`Error::WrongType`] unless the key holds a stream or nothing.
+    pub fn stream_visit(
+        &self,
+        (first, last): (EntryId, EntryId),
+        newest_first: bool,
+        mut visit: impl FnMut(EntryId, &EntryFields) -> bool,
+    ) -> Result<()> {
+        if self.stream_len()? == 0 || first > last {
+            return Ok(());
+        }
+        let flags = if newest_first { raw::REDISMODULE_STREAM_ITERATOR_REVERSE } else { 0 };
+        let mut entry: Vec<(OwnedString, OwnedString)> = Vec::with_capacity(8);
+        // SAFETY: the key holds a stream, which nothing changes until the iterator is stopped. All fields of an entry are read before
+        // the next one is asked for, and each gives two string objects that are ours.
+        unsafe {
+            if api!(RedisModule_StreamIteratorStart)(self.raw, flags as c_int, &mut raw_id(first), &mut raw_id(last))
+                != OK
+            {
+                return Ok(());
+            }
+            let (mut id, mut fields) = (raw_id((0, 0)), 0);
+            while api!(RedisModule_StreamIteratorNextID)(self.raw, &mut id, &mut fields) == OK {
+                entry.clear();
+                let (mut name, mut value) = (ptr::null_mut(), ptr::null_mut());
+                while api!(RedisModule_StreamIteratorNextField)(self.raw, &mut name, &mut value) == OK {
+                    entry.push((OwnedString(name), OwnedString(value)));
+                }
+                if !visit((id.ms, id.seq), &entry) {
+                    break;
+                }
+            }
+            api!(RedisModule_StreamIteratorStop)(self.raw);
+        }
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 
 use crate::ffi::{self, api, raw};
-use crate::{eviction, failures, gate, keyring, rekey, survey, waiting};
+use crate::{eviction, failures, gate, keyring, rekey, survey, usage, waiting};
 
 /// Registers the section.
 pub fn register(ctx: ffi::Ctx<'_>) {
@@ -26,6 +26,7 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
         let lacking = ffi::to_c_string(&lacking.join(","));
         let waiting = waiting::summary();
         let rekey = rekey::summary();
+        let written = usage::summary();
         // SAFETY: takes nothing.
         let now_ms = u64::try_from(unsafe { api!(RedisModule_Milliseconds)() }).unwrap_or(0);
         let longest_wait_ms = waiting.oldest_since_ms.map_or(0, |since| now_ms.saturating_sub(since));
@@ -47,6 +48,10 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
                 (c"rekey_done", rekey.done),
                 (c"rekey_left", rekey.left),
                 (c"rekey_failed", rekey.failed),
+                (c"usage_stores_waiting", written.stores),
+                (c"usage_rows_waiting", written.rows),
+                (c"usage_rows_dropped", written.dropped),
+                (c"usage_last_flush_us", written.last_flush_us),
             ] {
                 api!(RedisModule_InfoAddFieldULongLong)(ctx, name.as_ptr(), value);
             }

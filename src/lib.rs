@@ -34,6 +34,11 @@
 //! Never the command as it came: an effect (`KG.APPLY`) with absolute times, or the server's own commands. A refusal replicates
 //! nothing. The same function applies an effect here, on a replica and when an append-only file is read.
 //!
+//! # Usage
+//!
+//! What `KG.AUTH` answers and `KG.LOG` tells is counted in memory ([`usage`]) and written down once a second by a timer, as one effect
+//! or a few: `keyguard_core::usage` says what is kept of it. The log is a stream, statistics are values of native types.
+//!
 //! # Who waits
 //!
 //! A call with BLOCK that gets nothing is held: `keyguard_core::waiting` knows who stands in which line, [`waiting`] holds the
@@ -70,6 +75,7 @@ mod reply;
 mod server;
 mod store;
 mod survey;
+mod usage;
 mod waiting;
 
 use redis_module::{Context, RedisString, Status};

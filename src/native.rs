@@ -1,8 +1,9 @@
 //! The native types: one set of callbacks for every value that knows how to become bytes and back.
 //!
 //! Buckets ([`WindowLog`]), the hot state of records and organizations ([`Meters`]), pools of vault keys ([`Pool`]), address
-//! rules ([`Rules`]) and what addresses claimed ([`AddressLogs`]) live in the keyspace as values of our own. Each is saved as one
-//! string of its own versioned encoding, which one total function reads back: a crafted dump gives an error, never a crash.
+//! rules ([`Rules`]), what addresses claimed ([`AddressLogs`]) and what was counted ([`StoreStats`], [`KeyDays`]) live in the
+//! keyspace as values of our own. Each is saved as one string of its own versioned encoding, which one total function reads back: a
+//! crafted dump gives an error, never a crash.
 
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
@@ -13,6 +14,7 @@ use keyguard_core::effect::{Effect, WholeValue};
 use keyguard_core::ip::Rules;
 use keyguard_core::meters::Meters;
 use keyguard_core::pool::Pool;
+use keyguard_core::usage::{KeyDays, StoreStats};
 use keyguard_core::window::WindowLog;
 use keyguard_core::{Error, Result};
 
@@ -105,6 +107,8 @@ native!(Meters, c"kgmeters1", Meters, self, self.encode(), Meters::decode, self.
 native!(Pool, c"kgkeypool", Pool, self, self.encode(), Pool::decode, self.allocations(), unlinked: waiting::unlinked);
 native!(Rules, c"kgiprules", Rules, self, self.encode(), |bytes| Rules::decode(bytes).ok(), self.allocations());
 native!(AddressLogs, c"kgaddress", Address, self, self.encode(), AddressLogs::decode, self.allocations());
+native!(StoreStats, c"kgstatist", Stats, self, self.encode(), StoreStats::decode, self.allocations());
+native!(KeyDays, c"kgkeydays", Days, self, self.encode(), KeyDays::decode, self.allocations());
 
 /// Registers all native types.
 ///
@@ -115,7 +119,9 @@ pub fn register(ctx: Ctx<'_>) -> Result<()> {
     register_type::<Meters>(ctx)?;
     register_type::<Pool>(ctx)?;
     register_type::<Rules>(ctx)?;
-    register_type::<AddressLogs>(ctx)
+    register_type::<AddressLogs>(ctx)?;
+    register_type::<StoreStats>(ctx)?;
+    register_type::<KeyDays>(ctx)
 }
 
 fn register_type<T: Native>(ctx: Ctx<'_>) -> Result<()> {

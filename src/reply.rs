@@ -12,6 +12,8 @@ use crate::ffi::Ctx;
 pub enum Value<'a> {
     /// An integer; booleans are 0 and 1.
     Integer(i64),
+    /// A number with up to two decimals.
+    Decimal(f64),
     /// A string.
     Bytes(&'a [u8]),
     /// An array of strings.
@@ -88,11 +90,17 @@ impl<'a> Map<'a> {
 
     /// Sends the map.
     pub fn send(&self, ctx: Ctx<'_>) {
-        ctx.reply_map(self.0.len());
+        self.send_first(ctx, 0);
+    }
+
+    /// Sends a map that has `more` fields than these, which the caller sends next.
+    pub fn send_first(&self, ctx: Ctx<'_>, more: usize) {
+        ctx.reply_map(self.0.len() + more);
         for (name, value) in &self.0 {
             ctx.reply_bytes(name.as_bytes());
             match value {
                 Value::Integer(value) => ctx.reply_integer(*value),
+                Value::Decimal(value) => ctx.reply_decimal(*value),
                 Value::Bytes(bytes) => ctx.reply_bytes(bytes),
                 Value::Strings(strings) => {
                     ctx.reply_array(strings.len());

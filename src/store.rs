@@ -702,6 +702,9 @@ pub const VAULT_KEYS: &str = "vault_keys";
 /// The header's count of API keys.
 pub const API_KEYS: &str = "api_keys";
 
+/// The header's count of API keys that are active, whether they have expired or not.
+pub const ACTIVE_KEYS: &str = "active_keys";
+
 /// The header's count of organizations.
 pub const ORGANIZATIONS: &str = "organizations";
 

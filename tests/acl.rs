@@ -10,19 +10,20 @@ server_tests![
     categories_grant_and_deny,
 ];
 
-const USE: [&str; 9] = [
+const USE: [&str; 10] = [
     "kg.auth",
     "kg.check",
     "kg.claim",
     "kg.claimip",
     "kg.clearip",
     "kg.feedback",
+    "kg.log",
     "kg.refund",
     "kg.remaining",
     "kg.settle",
 ];
 const SECRETS: [&str; 5] = ["kg.acquire", "kg.findkey", "kg.newkey", "kg.reveal", "kg.rotate"];
-const READ: [&str; 11] = [
+const READ: [&str; 13] = [
     "kg.checkip",
     "kg.countkeys",
     "kg.getkey",
@@ -33,7 +34,9 @@ const READ: [&str; 11] = [
     "kg.listkeys",
     "kg.listorgs",
     "kg.nextkey",
+    "kg.stats",
     "kg.usability",
+    "kg.usage",
 ];
 const ADMIN: [&str; 15] = [
     "kg.addkey",

@@ -90,6 +90,8 @@ fn reads(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
         "KG.FINDKEY",
         "KG.CHECK",
         "KG.CHECKIP",
+        "KG.STATS",
+        "KG.USAGE",
         "KG.AUTH",
     ];
     let named = |command: &[Vec<u8>]| reading.iter().any(|name| name.as_bytes() == command[0]);

@@ -41,7 +41,8 @@ fn the_examples_run_as_printed(sut: &Sut) {
     for line in readme().lines() {
         let Some(command) = line.trim_start().strip_prefix("> KG.") else { continue };
         let reply = c.ok(format!("KG.{}", command.replace("kg_live_...", &raw)));
-        if let [id, key] = reply.as_sequence().unwrap_or_default() {
+        if command.starts_with("NEWKEY ") {
+            let [id, key] = reply.list() else { panic!("an id and a key expected, not {reply:?}") };
             assert!(id.int() > 0);
             raw = key.text();
         }

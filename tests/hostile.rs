@@ -19,6 +19,7 @@ server_tests![
     damaged_payloads_of_address_rules,
     damaged_payloads_of_claims_of_addresses,
     damaged_payloads_of_pools,
+    damaged_payloads_of_statistics,
 ];
 
 /// Stands in everything that is sent as text: no error may repeat it.
@@ -582,6 +583,19 @@ fn damaged_payloads_of_claims_of_addresses(sut: &Sut) {
             args!["KG.CLAIMIP", "acme", "192.0.2.9", "1", "1h", "PATH", "/shop", "LOCKOUT", "1ms"],
             args!["KG.CLAIMIP", "acme", "192.0.2.9", "1", "1h"],
             args!["KG.CLEARIP", "acme", "192.0.2.9", "PATH", "/login"],
+            args!["DUMP", key],
+            args!["DEBUG", "DIGEST-VALUE", key],
+        ]
+    });
+}
+
+fn damaged_payloads_of_statistics(sut: &Sut) {
+    fuzz(sut, &["{acme}:stats:all", "{acme}:stats:0", "{acme}:usage"], |sample, key| {
+        vec![
+            args!["KG.STATS", "acme", "HOURS", "2160"],
+            args!["KG.STATS", "acme", "KEY", sample.ids[0], "DAYS", "90"],
+            args!["KG.USAGE", "acme"],
+            args!["KG.LOG", "acme", sample.ids[0], "PATH", "/x", "METHOD", "GET", "STATUS", "200", "LATENCY", "1"],
             args!["DUMP", key],
             args!["DEBUG", "DIGEST-VALUE", key],
         ]

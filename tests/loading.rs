@@ -435,6 +435,8 @@ fn describes_its_commands(sut: &Sut) {
             "KG.CHECK",
             "KG.CHECKIP",
             "KG.LISTIPS",
+            "KG.STATS",
+            "KG.USAGE",
         ];
         assert_eq!(flags.contains(&"RO".to_owned()), reads.contains(&&*name), "{name}: {flags:?}");
     }

@@ -36,6 +36,7 @@ mod replication;
 mod rotation;
 mod secrecy;
 mod stores;
+mod usage;
 mod vault;
 mod waiting;
 
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         listing::TESTS,
         gate::TESTS,
         stores::TESTS,
+        usage::TESTS,
         addresses::TESTS,
         apikeys::TESTS,
         secrecy::TESTS,

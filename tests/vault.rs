@@ -469,7 +469,7 @@ fn full_memory_refuses_additions_only(sut: &Sut) {
         match &*name {
             "KG.APPLY" => assert_eq!(reply.error_code(), "ERR"),
             "KG.CLAIM" | "KG.CLAIMIP" | "KG.ACQUIRE" | "KG.AUTH" | "KG.ADDKEY" | "KG.ADDORG" | "KG.NEWKEY"
-            | "KG.ROTATE" => {
+            | "KG.ROTATE" | "KG.LOG" => {
                 assert_eq!(reply.error_code(), "OOM", "{name}");
             }
             _ => assert!(!reply.is_error(), "{name} works with full memory: {reply:?}"),

@@ -16,7 +16,7 @@ use crate::gate;
 use crate::keyring;
 use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::integer;
-use crate::store::{API_KEYS, Missing, Packed, Store, api_fields, using};
+use crate::store::{ACTIVE_KEYS, API_KEYS, Missing, Packed, Store, api_fields, using};
 
 /// A raw key that nobody has yet, and what is kept of it.
 fn issue<'r>(raw: &'r RawKey, keyring: &Keyring) -> Issued<'r> {
@@ -88,13 +88,14 @@ impl Command for NewKey {
         let digest_key = using(record.issued.digest_key);
         store.expect_free(&store.name.digest(&record.issued.digest))?;
         store.expect_list(RecordType::Api, id)?;
-        store.expect_counts(&[API_KEYS, &digest_key], Some(org))?;
+        store.expect_counts(&[API_KEYS, ACTIVE_KEYS, &digest_key], Some(org))?;
         store.ids_of_start(record.issued.start)?;
         let fields = api_fields(&record, given.meta.as_ref().map(Meta::as_str))?;
 
         store.enlist(RecordType::Api, id)?;
         store.write_header(call.now_ms, Some(id))?;
         store.count(API_KEYS, 1)?;
+        store.count(ACTIVE_KEYS, 1)?;
         store.count_in_org(org, 1)?;
         store.count(&digest_key, 1)?;
         store.write_hash(&store.name.key(id), &fields)?;
@@ -291,8 +292,10 @@ impl Command for Revoke {
         let packed = store.packed_record(id)?;
         let old = api_record(&packed)?;
 
+        let activity = Activity::expect(&store, old.status, Status::Revoked)?;
         let revoked = ApiRecord { status: Status::Revoked, ..old };
         rewrite(&store, id, &api_fields(&revoked, None)?, false)?;
+        activity.write(&store)?;
         call.ctx.notify(c"kg.revoke", OwnedString::new(&store.name.key(id)).name());
 
         call.ctx.reply_status(c"OK");
@@ -325,6 +328,24 @@ fn id_beginning(store: &Store<'_>, start: &str, now_ms: u64) -> Result<u64> {
     only.ok_or(Error::NoSuch { what: "visible beginning" })
 }
 
+/// What comes to the header's count of active keys.
+struct Activity(i64);
+
+impl Activity {
+    /// Makes sure that the count can be written, if it changes, before anything is.
+    fn expect(store: &Store<'_>, old: Status, new: Status) -> Result<Self> {
+        let change = i64::from(new == Status::Active) - i64::from(old == Status::Active);
+        if change != 0 {
+            store.expect_counts(&[ACTIVE_KEYS], None)?;
+        }
+        Ok(Self(change))
+    }
+
+    fn write(&self, store: &Store<'_>) -> Result<()> {
+        if self.0 == 0 { Ok(()) } else { store.count(ACTIVE_KEYS, self.0) }
+    }
+}
+
 /// Writes a record that SETKEY changed, and says which fields did. `meta` is what becomes of META, if it changes.
 pub(super) fn change<'r>(
     store: &Store<'_>,
@@ -345,7 +366,9 @@ pub(super) fn change<'r>(
     ];
     let changed: Vec<&'static str> = differ.into_iter().filter(|(_, differ)| *differ).map(|(field, _)| field).collect();
     if !changed.is_empty() {
+        let activity = Activity::expect(store, old.status, new.status)?;
         rewrite(store, id, &api_fields(new, meta.flatten())?, meta.is_some())?;
+        activity.write(store)?;
     }
     Ok(changed)
 }

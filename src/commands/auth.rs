@@ -20,7 +20,8 @@ use crate::gate::{Found, count, look_up};
 use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::{Map, Value};
 use crate::store::{META, Store};
-use crate::{effects, failures, keyring};
+use crate::usage::Told;
+use crate::{effects, failures, keyring, usage};
 
 /// `KG.AUTH store key [IP addr] [PATH path] [METHOD method] [SCOPE s]... [COST n [UNIT u]]... [WITHMETA]`
 pub struct Auth;
@@ -80,7 +81,9 @@ impl Command for Check {
 struct Given<'c> {
     asked: Asked<'c>,
     path: Option<Path<'c>>,
-    method: Option<&'c [u8]>,
+    /// The path as it was given.
+    raw_path: Option<&'c [u8]>,
+    method: Option<&'c str>,
     with_meta: Option<()>,
 }
 
@@ -91,7 +94,11 @@ impl<'c> Given<'c> {
             let asked = &mut given.asked;
             match option {
                 "IP" => once(&mut asked.address, option, Address::parse(args.value(option)?)?)?,
-                "PATH" => once(&mut given.path, option, Path::of_request(args.value(option)?))?,
+                "PATH" => {
+                    let path = args.value(option)?;
+                    once(&mut given.path, option, Path::of_request(path))?;
+                    given.raw_path = Some(path);
+                }
                 "METHOD" => once(&mut given.method, option, method(args.value(option)?)?)?,
                 "SCOPE" => {
                     let scope = Scope::parse(args.value(option)?)?;
@@ -115,26 +122,25 @@ impl<'c> Given<'c> {
 }
 
 /// A method of HTTP, or of what else is spoken: a token.
-fn method(bytes: &[u8]) -> Result<&[u8]> {
+pub(super) fn method(bytes: &[u8]) -> Result<&str> {
     let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
     let proper = (1..=32).contains(&bytes.len()) && bytes.iter().all(is_token);
-    if proper {
-        Ok(bytes)
-    } else {
-        Err(Error::Invalid { what: "METHOD", accepted: "a method of HTTP, of up to 32 characters" })
-    }
+    let accepted = "a method of HTTP, of up to 32 characters";
+    str::from_utf8(bytes).ok().filter(|_| proper).ok_or(Error::Invalid { what: "METHOD", accepted })
 }
 
 fn authenticate(call: &Call<'_>, mut args: Args<'_>, charging: bool) -> Result<()> {
     let at = args.store()?;
     let raw_key = args.bytes()?;
-    let Given { asked, path, with_meta, .. } = Given::parse(&mut args)?;
+    let Given { asked, path, raw_path, method, with_meta } = Given::parse(&mut args)?;
     args.finish()?;
     let store = Store::open_unconfirmed(call.ctx, at)?;
     let mut buffer = Vec::with_capacity(128);
-    let answer = |map: &mut Map<'_>, code: Code| {
+    let told = Told { path: raw_path, method, address: asked.address };
+    let answer = |map: &mut Map<'_>, code: Code, id: u64| {
         if charging {
             count(code);
+            usage::answered(call, &store, code, id, told);
         }
         map.field("code", code.as_str());
     };
@@ -145,7 +151,7 @@ fn authenticate(call: &Call<'_>, mut args: Args<'_>, charging: bool) -> Result<(
             rules.native::<Rules>()?.map(|rules| rules.judge(address, path.as_ref(), call.now_ms))
         {
             let mut map = Map::default();
-            answer(&mut map, Code::IpBlocked);
+            answer(&mut map, Code::IpBlocked, 0);
             map.optional("retry_after_ms", rule.left_ms(call.now_ms));
             map.field("limited_by", "address");
             map.send(call.ctx);
@@ -162,7 +168,7 @@ fn authenticate(call: &Call<'_>, mut args: Args<'_>, charging: bool) -> Result<(
             failures::note(call, &store, address)?;
         }
         let mut map = Map::default();
-        answer(&mut map, Code::NotFound);
+        answer(&mut map, Code::NotFound, 0);
         map.send(call.ctx);
         Ok(())
     };
@@ -183,7 +189,7 @@ fn authenticate(call: &Call<'_>, mut args: Args<'_>, charging: bool) -> Result<(
 
     if let Some(code) = gate::standing(&key, &org, &asked, call.now_ms) {
         let mut map = Map::default();
-        answer(&mut map, code);
+        answer(&mut map, code, id);
         describe(&mut map, id, &key);
         map.optional("meta", meta.as_ref().map(|meta| meta.name().bytes())).send(call.ctx);
         return Ok(());
@@ -222,7 +228,7 @@ fn authenticate(call: &Call<'_>, mut args: Args<'_>, charging: bool) -> Result<(
     }
 
     let mut map = Map::default();
-    answer(&mut map, decision.code);
+    answer(&mut map, decision.code, id);
     describe(&mut map, id, &key);
     if let Some(verdict) = decision.limit {
         map.field("limit", verdict.limit.count())

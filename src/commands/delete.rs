@@ -7,7 +7,8 @@ use keyguard_core::effect::Effect;
 use keyguard_core::listing::Filter;
 use keyguard_core::names::Listed;
 use keyguard_core::pool::Pool;
-use keyguard_core::record::{Record, RecordType};
+use keyguard_core::record::{Record, RecordType, Status};
+use keyguard_core::usage::KEYS;
 use keyguard_core::{Error, Result};
 
 use super::apikeys::{digest_keys, issued};
@@ -15,11 +16,11 @@ use super::keys::pool_touched;
 use super::list::{MAX_READ, Scan};
 use super::{Call, FILTER_OPTIONS, OF_TYPE};
 use crate::args::Args;
-use crate::effects;
 use crate::ffi::Kind;
 use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::integer;
-use crate::store::{API_KEYS, Missing, Packed, Store, VAULT_KEYS, using};
+use crate::store::{ACTIVE_KEYS, API_KEYS, Missing, Packed, Store, VAULT_KEYS, using};
+use crate::{effects, usage};
 
 /// The most records that one call deletes: more would hold the server up for over 2 ms.
 pub(super) const MAX_DELETED: usize = 100;
@@ -78,6 +79,8 @@ impl Command for DelKey {
         let doomed = Doomed::gather(&store, &records)?;
 
         doomed.delete(&store)?;
+        let ids: Vec<u64> = records.iter().map(|(id, _)| *id).collect();
+        usage::forget_keys(&store, &ids, call.now_ms)?;
 
         call.ctx.reply_integer(integer(records.len() as u64));
         Ok(())
@@ -245,6 +248,14 @@ impl<'a> Doomed<'a> {
             store.read(key)?;
         }
         let ids: Vec<u64> = slice.iter().map(|listing| listing.id).collect();
+        // So do the statistics of those who share a value with them.
+        let mut chunks: Vec<u64> = ids.iter().map(|id| id / KEYS).collect();
+        chunks.dedup();
+        for chunk in chunks {
+            let name = store.name.days(chunk);
+            store.read(&name)?;
+            doomed.keys.push(name);
+        }
         for of in [RecordType::Vault, RecordType::Api] {
             store.expect(&store.name.ids(of), Kind::Text)?;
             doomed.lists.insert(of.into(), ids.clone());
@@ -278,6 +289,9 @@ impl<'a> Doomed<'a> {
             }
             Record::Api(api) => {
                 uncount(API_KEYS.to_owned());
+                if api.status == Status::Active {
+                    uncount(ACTIVE_KEYS.to_owned());
+                }
                 digest_keys(api).for_each(|key| uncount(using(key)));
                 *self.orgs.entry(api.org).or_default() -= 1;
             }

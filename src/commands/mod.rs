@@ -17,6 +17,7 @@ pub mod keys;
 pub mod list;
 pub mod orgs;
 pub mod stores;
+pub mod usage;
 
 use std::ffi::CStr;
 
@@ -71,6 +72,9 @@ pub fn table() -> Vec<Entry> {
         Entry::of::<stores::DelStore>(),
         Entry::of::<addresses::ClaimIp>(),
         Entry::of::<addresses::ClearIp>(),
+        Entry::of::<usage::Log>(),
+        Entry::of::<usage::Stats>(),
+        Entry::of::<usage::Usage>(),
         Entry::of::<keyring::KeyringCommand>(),
         Entry::of::<keyring::Rekey>(),
         Entry::of::<apply::Apply>(),

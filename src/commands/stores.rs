@@ -3,6 +3,7 @@
 use keyguard_core::failures::MAX_THRESHOLD;
 use keyguard_core::names::Listed;
 use keyguard_core::record::{Record, RecordType};
+use keyguard_core::usage::KEYS;
 use keyguard_core::zone::Zone;
 use keyguard_core::{Error, Result, parse};
 
@@ -12,11 +13,11 @@ use super::list::MAX_BYTES;
 use crate::args::{Args, once};
 use crate::ffi::{Kind, OwnedString};
 use crate::register::{Access, Arg, Category, Command, Spec};
-use crate::rekey;
 use crate::reply::{Map, Value, integer};
 use crate::store::{
     API_KEYS, Fields, IP_THRESHOLD, Missing, ORGANIZATIONS, OrgNames, Packed, Store, TZ, VAULT_KEYS, fingerprints,
 };
+use crate::{rekey, usage};
 
 /// `KG.SETSTORE store [TZ zone] [IPTHRESHOLD n] [CLEAR field]...`
 pub struct SetStore;
@@ -177,15 +178,17 @@ impl Command for DelStore {
         doomed.keys.append(&mut keys);
         if left == 0 {
             let lists = Listed::ALL.map(|of| store.name.ids(of));
-            let last = [store.name.orgs(), store.name.ips(), store.name.usage()].into_iter().chain(lists);
-            for key in last {
+            let last = [store.name.orgs(), store.name.ips(), store.name.usage(), store.name.stats()];
+            for key in last.into_iter().chain(lists) {
                 store.read(&key)?;
                 doomed.keys.push(key);
             }
+            doomed.keys.append(&mut days_left(&store)?);
         }
 
         // Nobody needs sealing again what is about to go.
         rekey::stop(call.ctx, &store);
+        usage::store_goes(call.ctx, &store, left == 0, &records.ids());
         if left == 0 {
             doomed.keys.push(store.name.as_bytes().to_vec());
             doomed.unlink(&store)?;
@@ -197,6 +200,23 @@ impl Command for DelStore {
         call.ctx.reply_integer(integer(left));
         Ok(())
     }
+}
+
+/// The most values of days that are looked for beside those of the records that went: those of 2 million ids.
+const MAX_DAYS_LEFT: u64 = 8_192;
+
+/// Where days of keys stand whose records somebody deleted by hand.
+fn days_left(store: &Store<'_>) -> Result<Vec<Vec<u8>>> {
+    let mut left = Vec::new();
+    // An id that cannot be given out makes the header damaged, which must not keep a store alive.
+    let chunks = store.next_id().unwrap_or(0) / KEYS;
+    for chunk in 0..=chunks.min(MAX_DAYS_LEFT) {
+        let name = store.name.days(chunk);
+        if store.ctx().read(OwnedString::new(&name).name()).kind() != Kind::Empty {
+            left.push(name);
+        }
+    }
+    Ok(left)
 }
 
 /// Takes organizations whose records are gone out of the list, the index and the count.
@@ -271,6 +291,10 @@ impl Records {
             slice.push(Listing { id: *id, record, pool });
         }
         slice
+    }
+
+    fn ids(&self) -> Vec<u64> {
+        self.found.iter().map(|found| found.id).collect()
     }
 
     /// How many organizations may go with them: none while there are keys, which belong to them.

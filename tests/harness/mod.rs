@@ -17,7 +17,7 @@ use std::{
 pub use client::Client;
 pub use cluster::{Cluster, migrate, slot_of};
 pub use reply::{Claim, Reply};
-pub use sample::{Sample, commands, populate, populate_store};
+pub use sample::{Sample, commands, populate, populate_store, usage_written};
 pub use server::{KEYRING, OTHER_KEYRING, Server, Setup, free_port};
 
 /// The servers that every run covers: a missing one fails the run instead of passing unseen.

@@ -1,6 +1,6 @@
 //! Data of every kind that the module keeps, and one valid call of every command upon it.
 
-use super::{Client, Reply, args};
+use super::{Client, Reply, args, eventually, expect};
 
 /// What [`populate`] made, as far as it cannot be known before.
 pub struct Sample {
@@ -41,8 +41,29 @@ fn populate_buckets(client: &mut Client) {
     assert!(!client.claim("rl:full 3 1h").claimed);
 }
 
-/// The store alone.
+/// The store alone, with what its calls came to.
 pub fn populate_store(client: &mut Client) -> Sample {
+    client.ok("CONFIG SET keyguard.usage yes");
+    let sample = populate_records(client);
+    for (id, status) in [(sample.ids[0], 200), (sample.ids[0], 503), (sample.ids[3], 404), (0, 301)] {
+        client.ok(format!("KG.LOG acme {id} PATH /api/x?q=1 METHOD GET STATUS {status} LATENCY 12 IP 192.0.2.77"));
+    }
+    assert_eq!(client.code(format!("KG.AUTH acme {} IP 192.0.2.7 PATH /x METHOD PUT", sample.plain)), "IP_BLOCKED");
+    assert_eq!(client.code(format!("KG.AUTH acme {}", sample.revoked)), "DISABLED");
+    client.ok("CONFIG SET keyguard.usage no");
+    usage_written(client);
+    sample
+}
+
+/// Waits until what was counted is written down.
+pub fn usage_written(client: &mut Client) {
+    eventually("usage being written down", || {
+        let waiting = client.info_number("keyguard", "keyguard_usage_stores_waiting");
+        expect(waiting == 0, || format!("{waiting} stores wait"))
+    });
+}
+
+fn populate_records(client: &mut Client) -> Sample {
     client.ok(format!(
         "KG.ADDKEY acme openai {SECRET} SOURCE billing LOGIN ops@example.com BATCH b1 ACCOUNT a1 LIMIT 10 1h \
          LIMIT 100000 1h UNIT tokens WEIGHT 3 META {{\"tier\":1}}"
@@ -294,6 +315,23 @@ pub fn commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
             "2100-01-01T00:00:00Z",
             "META",
             "{}"
+        ],
+        args!["KG.LOG", "acme", id, "PATH", "/x", "METHOD", "GET", "STATUS", "200", "LATENCY", "7", "IP", "192.0.2.7"],
+        args!["KG.STATS", "acme", "HOURS", "24"],
+        args!["KG.STATS", "acme", "KEY", id, "DAYS", "7"],
+        args![
+            "KG.USAGE",
+            "acme",
+            "KEY",
+            id,
+            "FROM",
+            "2026-01-01T00:00:00Z",
+            "TO",
+            "4102444800",
+            "CURSOR",
+            "4102444800000-0",
+            "COUNT",
+            "10"
         ],
         args!["KG.KEYRING", "STATUS"],
         args!["KG.KEYRING", "RELOAD"],

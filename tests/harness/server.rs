@@ -74,7 +74,17 @@ impl Setup {
         fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&file).unwrap();
         fs::write(&file, content).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
-        self.module = Some(vec!["keyring-file".to_owned(), file.display().to_string()]);
+        let path = file.display().to_string();
+        self.module = Some(["keyring-file", &path, "usage", "no"].map(str::to_owned).to_vec());
+        self
+    }
+
+    /// Calls are counted and logged, as they are on every server but those of tests: of these, most look at what a call has changed
+    /// and nothing else, and what was counted would come a second later.
+    pub fn counting_usage(mut self) -> Self {
+        let arguments = self.module.get_or_insert_default();
+        let value = arguments.iter().position(|argument| argument == "usage").and_then(|at| arguments.get_mut(at + 1));
+        *value.expect("an argument of the usual module") = "yes".to_owned();
         self
     }
 
@@ -106,7 +116,7 @@ impl Setup {
     pub fn keyring_to_be_made(mut self, allowed: &str) -> Self {
         let file = self.directory.path().join("keyring");
         fs::remove_file(&file).expect("the file of the usual keyring");
-        let arguments = ["keyring-file", &file.display().to_string(), "keyring-auto-create", allowed];
+        let arguments = ["keyring-file", &file.display().to_string(), "keyring-auto-create", allowed, "usage", "no"];
         self.module = Some(arguments.map(str::to_owned).to_vec());
         self
     }

@@ -337,6 +337,12 @@ impl StoreStats {
         self.top.iter().copied()
     }
 
+    /// A value that remembers these keys and nothing else.
+    #[must_use]
+    pub fn clone_top(&self) -> Self {
+        Self { top: self.top.clone(), ..Self::default() }
+    }
+
     /// How many separate allocations freeing costs.
     #[must_use]
     pub const fn allocations(&self) -> usize {
