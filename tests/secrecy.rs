@@ -74,8 +74,8 @@ fn watched(sut: &Sut) -> (Server, Server) {
             setup
         }
     };
-    let primary = write_all(sut.setup()).start();
-    let replica = write_all(sut.setup().replica_of(&primary)).start();
+    let primary = write_all(sut.setup().counting_usage()).start();
+    let replica = write_all(sut.setup().counting_usage().replica_of(&primary)).start();
     primary.wait_for(&replica);
     (primary, replica)
 }
