@@ -292,16 +292,22 @@ fn buffer<T>(with: impl FnOnce(&mut Buffer) -> T) -> T {
     with(guard.get_or_insert_default())
 }
 
-impl Buffer {
-    fn store(&mut self, database: c_int, name: StoreName<'_>) -> Option<&mut Waiting> {
-        let place = place(database, name);
-        if !self.stores.contains_key(&place[..]) {
-            let waiting = Waiting { database, name: name.as_str().into(), ..Waiting::default() };
-            self.stores.insert(place.as_slice().into(), waiting);
+/// What waits of a store, made here if nothing does. Not a function: what it gave would then hold all of the buffer.
+macro_rules! waiting_mut {
+    ($buffer:expr, $database:expr, $name:expr) => {{
+        let place = place($database, $name);
+        match $buffer.stores.get_mut(&place[..]) {
+            Some(waiting) => waiting,
+            None => $buffer.stores.entry(place.as_slice().into()).or_insert_with(|| Waiting {
+                database: $database,
+                name: $name.as_str().into(),
+                ..Waiting::default()
+            }),
         }
-        self.stores.get_mut(&place[..])
-    }
+    }};
+}
 
+impl Buffer {
     /// Takes out a store with all that waits of it.
     fn remove(&mut self, place: &[u8]) -> Option<Waiting> {
         let waiting = self.stores.remove(place)?;
@@ -325,7 +331,7 @@ pub fn answered(call: &Call<'_>, store: &Store<'_>, code: Code, id: u64, told: T
     let database = call.ctx.selected_database();
     let needs_timer = buffer(|buffer| {
         let (keys, has_room) = (buffer.keys, buffer.has_room(told.bytes()));
-        let waiting = buffer.store(database, store.name)?;
+        let waiting = waiting_mut!(buffer, database, store.name);
         let minute = minute_of(call.now_ms);
         let mut logged = false;
         if logs {
@@ -380,7 +386,7 @@ pub fn ended(call: &Call<'_>, store: &Store<'_>, ended: &Ended<'_>) {
     let database = call.ctx.selected_database();
     let needs_timer = buffer(|buffer| {
         let (keys, has_room) = (buffer.keys, buffer.has_room(ended.told.bytes()));
-        let waiting = buffer.store(database, store.name)?;
+        let waiting = waiting_mut!(buffer, database, store.name);
         let minute = minute_of(call.now_ms);
         let is_error = u64::from(ended.status >= 400);
         let latency_ms = u64::from(ended.latency_ms.min(MAX_LATENCY_MS));
@@ -562,9 +568,7 @@ fn forget_waiting(store: &Store<'_>, ids: &[u64]) {
 pub fn hold(store: &Store<'_>, is_held: bool) {
     let ctx = store.ctx();
     buffer(|buffer| {
-        if let Some(waiting) = buffer.store(ctx.selected_database(), store.name) {
-            waiting.is_held = is_held;
-        }
+        waiting_mut!(buffer, ctx.selected_database(), store.name).is_held = is_held;
     });
     arm(ctx, FLUSH_MS);
 }
@@ -885,6 +889,9 @@ fn rows(store: &Store<'_>, place: &Place) -> Result<()> {
         buffer(|buffer| buffer.stores.get_mut(&place[..]).into_iter().for_each(|waiting| waiting.going.log = true));
     }
     let log_from = old.map(|(from, _)| from);
+    // Somebody may have added an entry after which no other can come.
+    let no_room = if most > 0 { taken.get(rows.len()..).unwrap_or_default() } else { &[] };
+    unlogged(store, no_room, now_ms)?;
     if rows.is_empty() && log_entries.is_none() && log_from.is_none() {
         return Ok(());
     }
