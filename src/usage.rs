@@ -58,7 +58,7 @@ const MAX_ROW_BYTES: usize = 16 << 20;
 const MAX_KEYS: usize = 1 << 20;
 
 /// How many lines one effect carries.
-const ROWS_AT_ONCE: usize = 256;
+const ROWS_AT_ONCE: usize = 64;
 
 /// How many bytes of paths and methods it carries.
 const ROW_BYTES_AT_ONCE: usize = 64 << 10;

@@ -13,6 +13,7 @@ use keyguard_core::path::Path;
 use keyguard_core::pool::{HandOut, Pool, Traits, Unit};
 use keyguard_core::quota::{Period, Used};
 use keyguard_core::record::{UnitLimit, UnitLimits};
+use keyguard_core::usage::{Counts, HOUR_MS, KeyDays, Row, StoreStats, Tally, Totals, UsageBatch};
 use keyguard_core::window::WindowLog;
 
 const START_MS: u64 = 1_800_000_000_000;
@@ -102,6 +103,21 @@ fn main() {
     }
     write("address_decode", "paths", &logs.encode());
 
+    let (mut stats, mut days) = (StoreStats::default(), KeyDays::default());
+    write("stats_decode", "no_stats", &[&[0][..], &stats.encode()].concat());
+    write("stats_decode", "no_days", &[&[1][..], &days.encode()].concat());
+    for step in 0..60 {
+        let tally = Tally { requests: 100 + step * 7 % 50, refused: step % 3, logged: 99, errors: step % 5 };
+        let hour = 500_000 + step as u32;
+        let totals = Totals { logged: 99, unlogged: step, ..Totals::default() };
+        stats.merge(&totals, &[(hour * 60, tally)], &[(hour, tally)], u64::from(hour) * HOUR_MS);
+        stats.offer(step % 7 + 1, step * 10 + 1);
+        let counts = Counts { requests: tally.requests, latency_ms: 40, ..Counts::default() };
+        days.merge((step % 3) as u8, &counts, &[(20_000 + step as u32, tally)], 20_000 + step as u32);
+    }
+    write("stats_decode", "stats", &[&[0][..], &stats.encode()].concat());
+    write("stats_decode", "days", &[&[1][..], &days.encode()].concat());
+
     let charge = |owner| Charge { owner, unit: "requests", claimed: claimed(0) };
     for (name, effect) in [
         ("claim", Effect::Claim(claimed(0))),
@@ -148,6 +164,23 @@ fn main() {
             }),
         ),
         ("whole_address", Effect::Whole { value: WholeValue::Address(&logs.encode()) }),
+        ("whole_stats", Effect::Whole { value: WholeValue::Stats(&stats.encode()) }),
+        ("whole_days", Effect::Whole { value: WholeValue::Days(&days.encode()) }),
+        (
+            "usage",
+            Effect::Usage(UsageBatch {
+                now_ms: START_MS,
+                today: 20_833,
+                totals: Some(Totals { logged: 3, ..Totals::default() }),
+                minutes: vec![(30_000_000, Tally { requests: 3, ..Tally::default() })],
+                hours: vec![(500_000, Tally { requests: 3, ..Tally::default() })],
+                keys: vec![(17, Counts { requests: 3, ..Counts::default() }, vec![(20_833, Tally::default())])],
+                gone: vec![18],
+                rows: vec![Row { at_ms: START_MS, id: 17, status: Some(200), path: Some("/a"), ..Row::default() }],
+                log_entries: Some(100),
+                log_from: Some((1, 0)),
+            }),
+        ),
         ("whole_rules", Effect::Whole { value: WholeValue::Rules(&Rules::new().encode()) }),
     ] {
         write("effect_decode", name, &effect.encode().expect("an effect can be packed"));
