@@ -335,7 +335,7 @@ fn pages_stay_valid_while_entries_come(sut: &Sut) {
     assert_eq!(all_entries(&mut c, &format!("FROM {first} TO {last}"), 1000).len(), 500);
     assert!(all_entries(&mut c, &format!("TO {first}"), 1000).is_empty());
     assert!(all_entries(&mut c, "FROM 2100-01-01T00:00:00Z", 1000).is_empty());
-    // A call looks at 2,000 entries: a page may be empty, and not the last.
+    // A call looks at 1,000 entries: a page may be empty, and not the last.
     let (id, _) = new_key(&mut c, "web");
     log(&mut c, id, 204, 1);
     usage_written(&mut c);

@@ -31,7 +31,7 @@ const PAGE: u64 = 100;
 const MAX_PAGE: u64 = 1_000;
 
 /// The most entries that are looked at for it: more would hold the server up for over 2 ms.
-const MAX_LOOKED_AT: u64 = 2_000;
+const MAX_LOOKED_AT: u64 = 1_000;
 
 /// `KG.LOG store id PATH path METHOD method STATUS status LATENCY ms [IP addr]`
 pub struct Log;
@@ -331,7 +331,7 @@ impl Command for Usage {
         name: c"KG.USAGE",
         summary:
             c"Shows the usage log by pages, newest first: the cursor of the next one, 0 after the last, and the entries",
-        complexity: c"O(N), N being the entries looked at, at most 2,000",
+        complexity: c"O(N), N being the entries looked at, at most 1,000",
         flags: "",
         access: Access::Read,
         category: Category::Read,
