@@ -368,6 +368,17 @@ impl<'c> Store<'c> {
         }
     }
 
+    /// How many API keys are active, as the header counts them. Keys that version 0.1.0 issued were not counted, so that a store may
+    /// have lost more than it got.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if it is no number.
+    pub fn active_keys(&self) -> Result<u64> {
+        let Some(count) = self.ctx.read(self.header).hash_field(&to_c_string(ACTIVE_KEYS))? else { return Ok(0) };
+        let count = str::from_utf8(count.name().bytes()).ok().and_then(|count| count.parse::<i64>().ok());
+        count.map(|count| u64::try_from(count).unwrap_or(0)).ok_or(Error::Damaged { what: "header" })
+    }
+
     /// The time zone in which the store's days and months end: UTC, unless KG.SETSTORE said otherwise.
     ///
     /// # Errors

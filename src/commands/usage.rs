@@ -18,7 +18,7 @@ use crate::effects::LAST_USED_AT;
 use crate::ffi::{EntryId, Kind};
 use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::{Map, Value, integer};
-use crate::store::{ACTIVE_KEYS, API_KEYS, Missing, ORGANIZATIONS, Packed, Store, VAULT_KEYS};
+use crate::store::{API_KEYS, Missing, ORGANIZATIONS, Packed, Store, VAULT_KEYS};
 use crate::usage::{self, Ended, Told, entry_id, row_of};
 
 /// How many of the keys with most requests are shown.
@@ -169,12 +169,8 @@ fn of_store(call: &Call<'_>, store: &Store<'_>, hours: Option<u32>) -> Result<()
     let stats = key.native::<StoreStats>()?.unwrap_or(&none);
     let (waiting, waiting_recent, waiting_hours) = usage::waiting_of(store, call.now_ms);
     let log_entries = store.read(&store.name.usage())?.stream_len()?;
-    let [organizations, keys, active, vault_keys] = [
-        store.counted(ORGANIZATIONS)?,
-        store.counted(API_KEYS)?,
-        store.counted(ACTIVE_KEYS)?,
-        store.counted(VAULT_KEYS)?,
-    ];
+    let [organizations, keys, active, vault_keys] =
+        [store.counted(ORGANIZATIONS)?, store.counted(API_KEYS)?, store.active_keys()?, store.counted(VAULT_KEYS)?];
     let mut totals = *stats.totals();
     totals.add(&waiting);
     let mut recent = stats.last_hour(call.now_ms);
