@@ -767,7 +767,7 @@ mod tests {
                         return;
                     }
                     let is_new = !all.contains_key(&unit);
-                    all.entry(unit).or_insert_with(Tally::default).add(&one);
+                    all.entry(unit).or_default().add(&one);
                     if is_new {
                         all.retain(|unit, _| unit.abs_diff(now) < kept);
                     }
@@ -779,7 +779,7 @@ mod tests {
                 if one != Tally::default() {
                     let in_place = of_key.last_key_value().is_some_and(|(newest, _)| *newest == day)
                         && day.abs_diff(today) < DAYS_KEPT;
-                    of_key.entry(day).or_insert_with(Tally::default).add(&one);
+                    of_key.entry(day).or_default().add(&one);
                     if !in_place {
                         of_key.retain(|day, _| day.abs_diff(today) < DAYS_KEPT);
                     }
