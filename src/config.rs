@@ -36,7 +36,21 @@ pub struct Settings {
     usage_log_age: String,
     /// The same in milliseconds.
     usage_log_age_ms: u64,
+    /// `snapshot-dir`: the folder of snapshots; empty for none.
+    snapshot_dir: String,
+    /// `snapshot-every`: how often all stores are written there, as it was written; `off` for never.
+    snapshot_every: String,
+    /// The same in milliseconds.
+    snapshot_every_ms: Option<u64>,
+    /// `snapshot-keep`: how many of those of a store are kept.
+    snapshot_keep: u64,
 }
+
+/// The most scheduled snapshots of one store that are kept.
+const MAX_KEPT: u64 = 10_000;
+
+/// The shortest time between scheduled snapshots.
+const MIN_EVERY_MS: u64 = 1_000;
 
 impl Default for Settings {
     fn default() -> Self {
@@ -52,6 +66,10 @@ impl Default for Settings {
             usage_log_entries: 100_000,
             usage_log_age: "30d".to_owned(),
             usage_log_age_ms: 30 * 24 * 60 * 60 * 1000,
+            snapshot_dir: String::new(),
+            snapshot_every: OFF.to_owned(),
+            snapshot_every_ms: None,
+            snapshot_keep: 24,
         }
     }
 }
@@ -72,14 +90,35 @@ impl Settings {
         self.ip_block_duration = value.to_owned();
         Ok(())
     }
+}
 
+impl Settings {
     fn set_usage_log_age(&mut self, value: &str) -> Result<(), &'static str> {
         self.usage_log_age_ms = parse::duration_with_unit_ms(value.as_bytes(), "usage-log-age")
             .map_err(|_| "usage-log-age is a duration with its unit, up to 366d: 30s, 5m, 2h or 7d")?;
         self.usage_log_age = value.to_owned();
         Ok(())
     }
+
+    fn set_snapshot_every(&mut self, value: &str) -> Result<(), &'static str> {
+        self.snapshot_every_ms = match value {
+            OFF => None,
+            _ => Some(
+                parse::duration_with_unit_ms(value.as_bytes(), "snapshot-every")
+                    .ok()
+                    .filter(|ms| *ms >= MIN_EVERY_MS)
+                    .ok_or(
+                        "snapshot-every is off, or a duration with its unit, at least a second: 30s, 15m, 1h or 1d",
+                    )?,
+            ),
+        };
+        self.snapshot_every = value.to_owned();
+        Ok(())
+    }
 }
+
+/// What `snapshot-every` is when there is no schedule.
+const OFF: &str = "off";
 
 static SETTINGS: Mutex<Option<Settings>> = Mutex::new(None);
 
@@ -126,6 +165,24 @@ const MAX_LOG_ENTRIES: u64 = 10_000_000;
 /// What `usage` says, for the path of every AUTH.
 static USAGE: AtomicBool = AtomicBool::new(true);
 
+/// The folder of snapshots, if there is one.
+#[cfg(feature = "snapshot")]
+pub fn snapshot_dir() -> Option<String> {
+    Some(settings().snapshot_dir).filter(|dir| !dir.is_empty())
+}
+
+/// How often all stores are written there, in milliseconds, if they are.
+#[cfg(feature = "snapshot")]
+pub fn snapshot_every_ms() -> Option<u64> {
+    lock().get_or_insert_default().snapshot_every_ms
+}
+
+/// How many of those of a store are kept.
+#[cfg(feature = "snapshot")]
+pub fn snapshot_keep() -> usize {
+    usize::try_from(lock().get_or_insert_default().snapshot_keep).unwrap_or(usize::MAX)
+}
+
 fn lock() -> MutexGuard<'static, Option<Settings>> {
     SETTINGS.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -137,58 +194,48 @@ fn lock() -> MutexGuard<'static, Option<Settings>> {
 /// What is wrong with an argument, in words.
 pub fn register(ctx: Ctx<'_>, arguments: &[Name<'_>]) -> Result<(), String> {
     *lock() = Some(from_arguments(arguments)?);
-    let defaults = settings();
+    let mut defaults = settings();
     USAGE.store(defaults.usage, Ordering::Relaxed);
-    let usage_log_age = to_c_string(&defaults.usage_log_age);
     let fixed = raw::REDISMODULE_CONFIG_IMMUTABLE;
-    let file = to_c_string(&defaults.keyring_file);
-    let block_max = to_c_string(&defaults.block_max);
-    let ip_block_duration = to_c_string(&defaults.ip_block_duration);
-    // SAFETY: names and defaults end in NUL and are copied; the callbacks have the types that the server calls them with.
-    let registered = unsafe {
-        api!(RedisModule_RegisterStringConfig)(
-            ctx.as_raw(),
-            KEYRING_FILE.as_ptr(),
-            file.as_ptr(),
-            fixed,
-            Some(text),
-            Some(set_text),
-            None,
-            ptr::null_mut(),
-        ) == ffi::OK
-            && api!(RedisModule_RegisterStringConfig)(
+    let may_change = raw::REDISMODULE_CONFIG_DEFAULT;
+    let texts = TEXTS.iter().all(|setting| {
+        let default = to_c_string((setting.value)(&defaults));
+        // SAFETY: name and default end in NUL and are copied; the callbacks have the types that the server calls them with.
+        unsafe {
+            api!(RedisModule_RegisterStringConfig)(
                 ctx.as_raw(),
-                BLOCK_MAX.as_ptr(),
-                block_max.as_ptr(),
-                raw::REDISMODULE_CONFIG_DEFAULT,
+                setting.name.as_ptr(),
+                default.as_ptr(),
+                if setting.fixed { fixed } else { may_change },
                 Some(text),
                 Some(set_text),
                 None,
                 ptr::null_mut(),
             ) == ffi::OK
-            && api!(RedisModule_RegisterStringConfig)(
+        }
+    });
+    let numbers = NUMBERS.iter().all(|setting| {
+        // SAFETY: as above.
+        unsafe {
+            api!(RedisModule_RegisterNumericConfig)(
                 ctx.as_raw(),
-                IP_BLOCK_DURATION.as_ptr(),
-                ip_block_duration.as_ptr(),
-                raw::REDISMODULE_CONFIG_DEFAULT,
-                Some(text),
-                Some(set_text),
+                setting.name.as_ptr(),
+                *(setting.place)(&mut defaults) as c_longlong,
+                may_change,
+                setting.min as c_longlong,
+                setting.max as c_longlong,
+                Some(number),
+                Some(set_number),
                 None,
                 ptr::null_mut(),
             ) == ffi::OK
-            && api!(RedisModule_RegisterNumericConfig)(
-                ctx.as_raw(),
-                c"ip-block-threshold".as_ptr(),
-                defaults.ip_block_threshold as c_longlong,
-                raw::REDISMODULE_CONFIG_DEFAULT,
-                0,
-                MAX_THRESHOLD as c_longlong,
-                Some(threshold),
-                Some(set_threshold),
-                None,
-                ptr::null_mut(),
-            ) == ffi::OK
-            && api!(RedisModule_RegisterBoolConfig)(
+        }
+    });
+    // SAFETY: as above.
+    let registered = texts
+        && numbers
+        && unsafe {
+            api!(RedisModule_RegisterBoolConfig)(
                 ctx.as_raw(),
                 c"keyring-auto-create".as_ptr(),
                 c_int::from(defaults.keyring_auto_create),
@@ -198,90 +245,138 @@ pub fn register(ctx: Ctx<'_>, arguments: &[Name<'_>]) -> Result<(), String> {
                 None,
                 ptr::null_mut(),
             ) == ffi::OK
-            && api!(RedisModule_RegisterStringConfig)(
-                ctx.as_raw(),
-                USAGE_LOG_AGE.as_ptr(),
-                usage_log_age.as_ptr(),
-                raw::REDISMODULE_CONFIG_DEFAULT,
-                Some(text),
-                Some(set_text),
-                None,
-                ptr::null_mut(),
-            ) == ffi::OK
-            && api!(RedisModule_RegisterNumericConfig)(
-                ctx.as_raw(),
-                c"usage-log-entries".as_ptr(),
-                defaults.usage_log_entries as c_longlong,
-                raw::REDISMODULE_CONFIG_DEFAULT,
-                0,
-                MAX_LOG_ENTRIES as c_longlong,
-                Some(log_entries),
-                Some(set_log_entries),
-                None,
-                ptr::null_mut(),
-            ) == ffi::OK
-            && api!(RedisModule_RegisterBoolConfig)(
-                ctx.as_raw(),
-                c"usage".as_ptr(),
-                c_int::from(defaults.usage),
-                raw::REDISMODULE_CONFIG_DEFAULT,
-                Some(counts_usage),
-                Some(set_counts_usage),
-                None,
-                ptr::null_mut(),
-            ) == ffi::OK
-            && api!(RedisModule_LoadConfigs)(ctx.as_raw()) == ffi::OK
-    };
+                && api!(RedisModule_RegisterBoolConfig)(
+                    ctx.as_raw(),
+                    c"usage".as_ptr(),
+                    c_int::from(defaults.usage),
+                    may_change,
+                    Some(counts_usage),
+                    Some(set_counts_usage),
+                    None,
+                    ptr::null_mut(),
+                ) == ffi::OK
+                && api!(RedisModule_LoadConfigs)(ctx.as_raw()) == ffi::OK
+        };
     if registered { Ok(()) } else { Err("a keyguard.* line of the configuration is not valid".to_owned()) }
 }
 
 fn from_arguments(arguments: &[Name<'_>]) -> Result<Settings, String> {
     const USAGE: &str = "loadmodule libkeyguard.so [keyring-file path] [keyring-auto-create yes|no] [block-max duration] \
                          [ip-block-threshold n] [ip-block-duration duration] [usage yes|no] \
-                         [usage-log-entries n] [usage-log-age duration]";
+                         [usage-log-entries n] [usage-log-age duration] [snapshot-dir path] [snapshot-every off|duration] [snapshot-keep n]";
     let mut settings = Settings::default();
     for pair in arguments.chunks(2) {
         let [name, value] = pair else { return Err(format!("an argument has no value; usage: {USAGE}")) };
         let value = std::str::from_utf8(value.bytes()).map_err(|_| "an argument is not UTF-8".to_owned())?;
-        match name.bytes() {
-            b"keyring-file" => settings.keyring_file = value.to_owned(),
-            b"keyring-auto-create" => {
-                settings.keyring_auto_create = match value {
-                    "yes" => true,
-                    "no" => false,
-                    _ => return Err("keyring-auto-create is yes or no".to_owned()),
-                };
-            }
-            b"block-max" => settings.set_block_max(value)?,
-            b"ip-block-threshold" => {
-                settings.ip_block_threshold = parse::unsigned(value.as_bytes())
-                    .filter(|threshold| *threshold <= MAX_THRESHOLD)
-                    .ok_or("ip-block-threshold is a whole number from 0 to 60000")?;
-            }
-            b"ip-block-duration" => settings.set_ip_block_duration(value)?,
-            b"usage" => {
-                settings.usage = match value {
-                    "yes" => true,
-                    "no" => false,
-                    _ => return Err("usage is yes or no".to_owned()),
-                };
-            }
-            b"usage-log-entries" => {
-                settings.usage_log_entries = parse::unsigned(value.as_bytes())
-                    .filter(|entries| *entries <= MAX_LOG_ENTRIES)
-                    .ok_or("usage-log-entries is a whole number from 0 to 10000000")?;
-            }
-            b"usage-log-age" => settings.set_usage_log_age(value)?,
-            _ => return Err(format!("unknown argument; usage: {USAGE}")),
+        let name = name.bytes();
+        if let Some(setting) = TEXTS.iter().find(|setting| setting.name.to_bytes() == name) {
+            (setting.set)(&mut settings, value)?;
+        } else if let Some(setting) = NUMBERS.iter().find(|setting| setting.name.to_bytes() == name) {
+            let number = parse::unsigned(value.as_bytes());
+            let within = number.filter(|number| (setting.min..=setting.max).contains(number));
+            *(setting.place)(&mut settings) = within.ok_or_else(|| setting.refusal())?;
+        } else if name == b"keyring-auto-create" {
+            settings.keyring_auto_create = yes_or_no(value).ok_or("keyring-auto-create is yes or no")?;
+        } else if name == b"usage" {
+            settings.usage = yes_or_no(value).ok_or("usage is yes or no")?;
+        } else {
+            return Err(format!("unknown argument; usage: {USAGE}"));
         }
     }
     Ok(settings)
 }
 
-const KEYRING_FILE: &CStr = c"keyring-file";
-const BLOCK_MAX: &CStr = c"block-max";
-const IP_BLOCK_DURATION: &CStr = c"ip-block-duration";
-const USAGE_LOG_AGE: &CStr = c"usage-log-age";
+fn yes_or_no(value: &str) -> Option<bool> {
+    match value {
+        "yes" => Some(true),
+        "no" => Some(false),
+        _ => None,
+    }
+}
+
+/// A setting that is a text, or something else written as one.
+struct TextSetting {
+    name: &'static CStr,
+    /// Whether it stays as it was when the server started.
+    fixed: bool,
+    value: fn(&Settings) -> &str,
+    set: fn(&mut Settings, &str) -> Result<(), &'static str>,
+}
+
+const TEXTS: &[TextSetting] = &[
+    TextSetting {
+        name: c"keyring-file",
+        fixed: true,
+        value: |settings| &settings.keyring_file,
+        set: |settings, value| {
+            settings.keyring_file = value.to_owned();
+            Ok(())
+        },
+    },
+    TextSetting {
+        name: c"block-max",
+        fixed: false,
+        value: |settings| &settings.block_max,
+        set: Settings::set_block_max,
+    },
+    TextSetting {
+        name: c"ip-block-duration",
+        fixed: false,
+        value: |settings| &settings.ip_block_duration,
+        set: Settings::set_ip_block_duration,
+    },
+    TextSetting {
+        name: c"usage-log-age",
+        fixed: false,
+        value: |settings| &settings.usage_log_age,
+        set: Settings::set_usage_log_age,
+    },
+    TextSetting {
+        name: c"snapshot-dir",
+        fixed: true,
+        value: |settings| &settings.snapshot_dir,
+        set: |settings, value| {
+            settings.snapshot_dir = value.to_owned();
+            Ok(())
+        },
+    },
+    TextSetting {
+        name: c"snapshot-every",
+        fixed: false,
+        value: |settings| &settings.snapshot_every,
+        set: Settings::set_snapshot_every,
+    },
+];
+
+/// A setting that is a number.
+struct NumberSetting {
+    name: &'static CStr,
+    min: u64,
+    max: u64,
+    place: fn(&mut Settings) -> &mut u64,
+}
+
+impl NumberSetting {
+    fn refusal(&self) -> String {
+        format!("{} is a whole number from {} to {}", self.name.to_string_lossy(), self.min, self.max)
+    }
+}
+
+const NUMBERS: &[NumberSetting] = &[
+    NumberSetting {
+        name: c"ip-block-threshold",
+        min: 0,
+        max: MAX_THRESHOLD,
+        place: |settings| &mut settings.ip_block_threshold,
+    },
+    NumberSetting {
+        name: c"usage-log-entries",
+        min: 0,
+        max: MAX_LOG_ENTRIES,
+        place: |settings| &mut settings.usage_log_entries,
+    },
+    NumberSetting { name: c"snapshot-keep", min: 1, max: MAX_KEPT, place: |settings| &mut settings.snapshot_keep },
+];
 
 /// The server takes the string and leaves it to us: one is kept, and replaced when asked for again.
 unsafe extern "C" fn text(name: *const c_char, _: *mut c_void) -> *mut raw::RedisModuleString {
@@ -291,16 +386,8 @@ unsafe extern "C" fn text(name: *const c_char, _: *mut c_void) -> *mut raw::Redi
         let settings = settings();
         // SAFETY: the server gives the name that the setting was registered under.
         let name = unsafe { CStr::from_ptr(name) };
-        let value = if name == BLOCK_MAX {
-            settings.block_max
-        } else if name == IP_BLOCK_DURATION {
-            settings.ip_block_duration
-        } else if name == USAGE_LOG_AGE {
-            settings.usage_log_age
-        } else {
-            settings.keyring_file
-        };
-        let value = OwnedString::new(value.as_bytes());
+        let setting = TEXTS.iter().find(|setting| setting.name == name);
+        let value = OwnedString::new(setting.map_or("", |setting| (setting.value)(&settings)).as_bytes());
         let raw = value.as_raw();
         *last = Some(Kept { _value: value });
         raw
@@ -324,19 +411,8 @@ unsafe extern "C" fn set_text(
         // SAFETY: name and value are valid during the call.
         let (name, value) = unsafe { (CStr::from_ptr(name), Name::new(value)) };
         let set = std::str::from_utf8(value.bytes()).map_err(|_| "the value is not UTF-8").and_then(|value| {
-            let mut settings = lock();
-            let settings = settings.get_or_insert_default();
-            if name == BLOCK_MAX {
-                return settings.set_block_max(value);
-            }
-            if name == IP_BLOCK_DURATION {
-                return settings.set_ip_block_duration(value);
-            }
-            if name == USAGE_LOG_AGE {
-                return settings.set_usage_log_age(value);
-            }
-            settings.keyring_file = value.to_owned();
-            Ok(())
+            let setting = TEXTS.iter().find(|setting| setting.name == name).ok_or("there is no such setting")?;
+            (setting.set)(lock().get_or_insert_default(), value)
         });
         let Err(why) = set else { return ffi::OK };
         // SAFETY: the server frees the text that it is given.
@@ -345,36 +421,27 @@ unsafe extern "C" fn set_text(
     })
 }
 
-unsafe extern "C" fn threshold(_: *const c_char, _: *mut c_void) -> c_longlong {
-    ffi::guarded(0, || ip_block_threshold() as c_longlong)
-}
-
-/// The server has made sure that the value lies within the bounds.
-unsafe extern "C" fn set_threshold(
-    _: *const c_char,
-    value: c_longlong,
-    _: *mut c_void,
-    _: *mut *mut raw::RedisModuleString,
-) -> c_int {
-    ffi::guarded(ffi::ERR, || {
-        lock().get_or_insert_default().ip_block_threshold = u64::try_from(value).unwrap_or(0);
-        ffi::OK
+unsafe extern "C" fn number(name: *const c_char, _: *mut c_void) -> c_longlong {
+    ffi::guarded(0, || {
+        // SAFETY: the server gives the name that the setting was registered under.
+        let name = unsafe { CStr::from_ptr(name) };
+        let setting = NUMBERS.iter().find(|setting| setting.name == name);
+        setting.map_or(0, |setting| *(setting.place)(lock().get_or_insert_default()) as c_longlong)
     })
 }
 
-unsafe extern "C" fn log_entries(_: *const c_char, _: *mut c_void) -> c_longlong {
-    ffi::guarded(0, || usage_log().0 as c_longlong)
-}
-
 /// The server has made sure that the value lies within the bounds.
-unsafe extern "C" fn set_log_entries(
-    _: *const c_char,
+unsafe extern "C" fn set_number(
+    name: *const c_char,
     value: c_longlong,
     _: *mut c_void,
     _: *mut *mut raw::RedisModuleString,
 ) -> c_int {
     ffi::guarded(ffi::ERR, || {
-        lock().get_or_insert_default().usage_log_entries = u64::try_from(value).unwrap_or(0);
+        // SAFETY: as above.
+        let name = unsafe { CStr::from_ptr(name) };
+        let Some(setting) = NUMBERS.iter().find(|setting| setting.name == name) else { return ffi::ERR };
+        *(setting.place)(lock().get_or_insert_default()) = u64::try_from(value).unwrap_or(setting.min);
         ffi::OK
     })
 }

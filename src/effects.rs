@@ -154,6 +154,10 @@ pub fn apply(ctx: Ctx<'_>, name: Name<'_>, effect: &Effect<'_>) -> Result<()> {
             let store = StoreName::parse(name.bytes())?;
             change_pool(ctx, &store.pool(pool), |pool| drop(pool.withdraw(ids)))?;
         }
+        Effect::Recall { pool, id, remembered } => {
+            let store = StoreName::parse(name.bytes())?;
+            change_pool(ctx, &store.pool(pool), |pool| pool.recall(*id, remembered))?;
+        }
         Effect::HandOut(handed) => {
             let store = StoreName::parse(name.bytes())?;
             change_pool(ctx, &store.pool(handed.pool), |pool| book_hand_out(pool, handed))?;

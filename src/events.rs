@@ -4,6 +4,8 @@ use std::ffi::c_void;
 
 use crate::ffi::{self, Ctx, api, raw};
 use crate::{eviction, failures, rekey, survey, usage, waiting};
+#[cfg(feature = "snapshot")]
+use crate::{export, import};
 
 /// Asks to be told.
 pub fn subscribe(ctx: Ctx<'_>) {
@@ -12,6 +14,7 @@ pub fn subscribe(ctx: Ctx<'_>) {
         raw::REDISMODULE_EVENT_FLUSHDB,
         raw::REDISMODULE_EVENT_LOADING,
         raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED,
+        raw::REDISMODULE_EVENT_SHUTDOWN,
         raw::REDISMODULE_EVENT_SWAPDB,
     ] {
         let event = raw::RedisModuleEvent { id, dataver: 1 };
@@ -29,7 +32,11 @@ unsafe extern "C" fn on_event(
     // SAFETY: the server's context is valid during the call.
     let ctx = unsafe { Ctx::new(ctx) };
     ffi::guarded((), || match event.id {
-        raw::REDISMODULE_EVENT_CONFIG => eviction::look(ctx),
+        raw::REDISMODULE_EVENT_CONFIG => {
+            eviction::look(ctx);
+            #[cfg(feature = "snapshot")]
+            export::reschedule(ctx);
+        }
         raw::REDISMODULE_EVENT_FLUSHDB if sub == raw::REDISMODULE_SUBEVENT_FLUSHDB_END => {
             failures::forget_all();
             // SAFETY: this is what the server gives with this event.
@@ -37,6 +44,11 @@ unsafe extern "C" fn on_event(
             usage::flushed(flushed.map_or(-1, |flushed| flushed.dbnum));
             rekey::data_replaced();
             waiting::all_touched(ctx);
+            #[cfg(feature = "snapshot")]
+            {
+                export::data_replaced(ctx);
+                import::data_replaced(ctx);
+            }
         }
         raw::REDISMODULE_EVENT_SWAPDB => {
             failures::forget_all();
@@ -47,18 +59,33 @@ unsafe extern "C" fn on_event(
             survey::start_over();
             rekey::data_replaced();
             waiting::all_touched(ctx);
+            #[cfg(feature = "snapshot")]
+            {
+                export::data_replaced(ctx);
+                import::data_replaced(ctx);
+            }
         }
         raw::REDISMODULE_EVENT_LOADING if sub == raw::REDISMODULE_SUBEVENT_LOADING_ENDED => {
             failures::forget_all();
             survey::start(ctx);
             rekey::data_replaced();
             waiting::all_touched(ctx);
+            #[cfg(feature = "snapshot")]
+            {
+                export::data_replaced(ctx);
+                import::data_replaced(ctx);
+            }
         }
         raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED => {
             if !ctx.has_flags(raw::REDISMODULE_CTX_FLAGS_MASTER) {
                 usage::flushed(-1);
             }
             survey::start(ctx);
+        }
+        #[cfg(feature = "snapshot")]
+        raw::REDISMODULE_EVENT_SHUTDOWN => {
+            import::shut_down();
+            export::shut_down();
         }
         _ => {}
     });

@@ -786,6 +786,17 @@ pub fn guarded<T>(otherwise: T, run: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or(otherwise)
 }
 
+/// Lets the server's own threads, and its clients on the same machine, go before this thread.
+#[cfg(feature = "snapshot")]
+pub fn lower_priority() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: takes numbers only; there, the priority of process 0 is that of the calling thread. That it may be refused does no
+    // harm.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, 10);
+    }
+}
+
 /// Makes panics leave a line with their place, and nothing of their message, in the server's log.
 pub fn log_panics() {
     std::panic::set_hook(Box::new(|info| {

@@ -4,6 +4,8 @@ use std::ffi::c_int;
 
 use crate::ffi::{self, api, raw};
 use crate::{eviction, failures, gate, keyring, rekey, survey, usage, waiting};
+#[cfg(feature = "snapshot")]
+use crate::{export, import};
 
 /// Registers the section.
 pub fn register(ctx: ffi::Ctx<'_>) {
@@ -59,9 +61,32 @@ unsafe extern "C" fn info(ctx: *mut raw::RedisModuleInfoCtx, for_crash_report: c
                 let name = ffi::to_c_string(&format!("auth_{}", code.as_str().to_ascii_lowercase()));
                 api!(RedisModule_InfoAddFieldULongLong)(ctx, name.as_ptr(), count);
             }
+            #[cfg(feature = "snapshot")]
+            for (name, value) in files() {
+                api!(RedisModule_InfoAddFieldULongLong)(ctx, name.as_ptr(), value);
+            }
             if let Some(newest) = newest {
                 api!(RedisModule_InfoAddFieldCString)(ctx, c"keyring_newest".as_ptr(), newest.as_ptr());
             }
         }
     });
+}
+
+#[cfg(feature = "snapshot")]
+fn files() -> [(&'static std::ffi::CStr, u64); 11] {
+    let summary = export::summary();
+    let import = import::summary();
+    [
+        (c"snapshot_running", u64::from(summary.running)),
+        (c"snapshot_rows", summary.rows),
+        (c"snapshots_done", summary.done),
+        (c"snapshots_failed", summary.failed),
+        (c"snapshot_last_at", summary.last_done_ms),
+        (c"snapshot_last_ms", summary.last_took_ms),
+        (c"import_running", u64::from(import.running)),
+        (c"import_rows", import.rows),
+        (c"import_skipped", import.skipped),
+        (c"imports_done", import.done),
+        (c"imports_failed", import.failed),
+    ]
 }

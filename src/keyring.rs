@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use keyguard_core::keyring::{Fingerprint, Keyring, KeyringError, KeyringKey, RootKey, SourceError, new_file};
+use keyguard_core::keyring::{Fingerprint, Keyring, KeyringError, RootKey, SourceError, new_file};
 use keyguard_core::secret::Secret;
 use keyguard_core::{Error, Result};
 use rand::TryRng;
@@ -56,26 +56,25 @@ pub fn load() -> Result<Option<Arc<Keyring>>, String> {
 /// was started with.
 ///
 /// # Errors
-/// [`Error::Unreloaded`] where it cannot be read, [`Error::KeyWouldGo`] for one that lacks a key in force. Then nothing changed.
+/// [`Error::Unreloaded`] where it cannot be read, [`Error::KeyWouldGo`] for one that lacks a key or a pepper in force. Then nothing
+/// changed.
 pub fn reload() -> Result<()> {
     let found = find(&settings()).map_err(|why| Error::Unreloaded { why })?;
     let (keyring, source) = found.ok_or(Error::Unreloaded { why: SourceError::Nowhere })?;
-    let in_force = installed();
-    let mut fingerprints = in_force.iter().flat_map(|keyring| keyring.newest_first()).map(KeyringKey::fingerprint);
-    if let Some(fingerprint) = fingerprints.find(|fingerprint| keyring.find(*fingerprint).is_none()) {
+    if let Some(fingerprint) = installed().and_then(|in_force| in_force.lacking_in(&keyring)) {
         return Err(Error::KeyWouldGo { fingerprint });
     }
     install(keyring, source);
     Ok(())
 }
 
-/// Whether the keyring in force holds this key, and may do without it once no record uses it.
+/// Whether the keyring in force holds this key or pepper, and may do without it once no record uses it.
 ///
 /// # Errors
 /// [`Error::NoSuchKey`] or [`Error::NewestKey`].
 pub fn confirm_droppable(fingerprint: Fingerprint) -> Result<()> {
     let keyring = installed().ok_or(NO_KEYRING)?;
-    if keyring.find(fingerprint).is_none() {
+    if !keyring.holds(fingerprint) {
         return Err(Error::NoSuchKey);
     }
     if keyring.newest().fingerprint() == fingerprint { Err(Error::NewestKey) } else { Ok(()) }
@@ -92,6 +91,11 @@ pub fn confirm_droppable(fingerprint: Fingerprint) -> Result<()> {
 /// [`Error::KeyInUse`], or as [`confirm_droppable`].
 pub fn drop_key(fingerprint: Fingerprint, findings: &Findings) -> Result<()> {
     confirm_droppable(fingerprint)?;
+    // It adds records under whatever key they come with.
+    #[cfg(feature = "snapshot")]
+    if crate::import::is_running() {
+        return Err(Error::Busy { what: "an import" });
+    }
     match findings.using.get(&fingerprint) {
         None | Some(0) => {}
         Some(&records) => return Err(Error::KeyInUse { records }),

@@ -39,6 +39,12 @@
 //! What `KG.AUTH` answers and `KG.LOG` tells is counted in memory ([`usage`]) and written down once a second by a timer, as one effect
 //! or a few: `keyguard_core::usage` says what is kept of it. The log is a stream, statistics are values of native types.
 //!
+//! # Files
+//!
+//! A store becomes a SQLite file, and a file a store, while everything else goes on (`export`, `import`): a timer copies records, or
+//! writes them, slice by slice, and a thread of ours (`worker`) deals with the file through the crate `keyguard-snapshot`, and with what
+//! is sealed or encrypted. A channel that holds little stands between the two. No thread but the main one ever touches a key.
+//!
 //! # Who waits
 //!
 //! A call with BLOCK that gets nothing is held: `keyguard_core::waiting` knows who stands in which line, [`waiting`] holds the
@@ -57,15 +63,21 @@
 #![allow(missing_docs, reason = "`redis_module!` makes functions without; nothing else of a cdylib is public")]
 
 mod acquire;
+mod adding;
 mod args;
 mod commands;
 mod config;
+mod doomed;
 mod effects;
 mod events;
 mod eviction;
+#[cfg(feature = "snapshot")]
+mod export;
 mod failures;
 mod ffi;
 mod gate;
+#[cfg(feature = "snapshot")]
+mod import;
 mod info;
 mod keyring;
 mod native;
@@ -77,6 +89,8 @@ mod store;
 mod survey;
 mod usage;
 mod waiting;
+#[cfg(feature = "snapshot")]
+mod worker;
 
 use redis_module::{Context, RedisString, Status};
 
@@ -120,5 +134,7 @@ fn load(ctx: Ctx<'_>, arguments: &[Name<'_>]) -> Result<(), String> {
     events::subscribe(ctx);
     survey::start(ctx);
     eviction::look(ctx);
+    #[cfg(feature = "snapshot")]
+    export::reschedule(ctx);
     Ok(())
 }

@@ -22,6 +22,20 @@ pub enum Value<'a> {
     Limits(&'a UnitLimits<'a>),
     /// An array of scopes.
     Scopes(&'a Scopes<'a>),
+    /// An array of maps.
+    Maps(Vec<Map<'a>>),
+}
+
+impl From<i64> for Value<'_> {
+    fn from(value: i64) -> Self {
+        Self::Integer(value)
+    }
+}
+
+impl<'a> From<Vec<Map<'a>>> for Value<'a> {
+    fn from(value: Vec<Map<'a>>) -> Self {
+        Self::Maps(value)
+    }
 }
 
 impl From<u64> for Value<'_> {
@@ -105,6 +119,10 @@ impl<'a> Map<'a> {
                 Value::Strings(strings) => {
                     ctx.reply_array(strings.len());
                     strings.iter().for_each(|string| ctx.reply_bytes(string.as_bytes()));
+                }
+                Value::Maps(maps) => {
+                    ctx.reply_array(maps.len());
+                    maps.iter().for_each(|map| map.send(ctx));
                 }
                 Value::Scopes(scopes) => {
                     ctx.reply_array(scopes.len());

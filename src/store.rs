@@ -190,7 +190,7 @@ impl<'c> Store<'c> {
     /// [`Error::NoKeyring`].
     pub fn confirm_keyring(&self, keyring: &Keyring) -> Result<()> {
         let used = fingerprints(self.ctx, self.name.as_bytes());
-        let lacking = used.into_iter().any(|(used, _)| keyring.find(used).is_none());
+        let lacking = used.into_iter().any(|(used, _)| !keyring.holds(used));
         let why =
             "the keyring lacks a key that this store uses; the server's log and INFO keyguard name its fingerprint";
         if lacking { Err(Error::NoKeyring { why }) } else { Ok(()) }
@@ -384,10 +384,17 @@ impl<'c> Store<'c> {
     /// # Errors
     /// [`Error::Damaged`] if there is none of the name that the header has.
     pub fn zone(&self) -> Result<Zone> {
-        match self.ctx.read(self.header).hash_field(&to_c_string(TZ))? {
-            None => Ok(Zone::default()),
-            Some(name) => Zone::parse(name.name().bytes()).map_err(|_| Error::Damaged { what: "header" }),
-        }
+        Ok(self.named_zone()?.unwrap_or_default())
+    }
+
+    /// The time zone that KG.SETSTORE said, if it did.
+    ///
+    /// # Errors
+    /// As [`zone`](Self::zone).
+    pub fn named_zone(&self) -> Result<Option<Zone>> {
+        let name = self.ctx.read(self.header).hash_field(&to_c_string(TZ))?;
+        let zone = name.map(|name| Zone::parse(name.name().bytes())).transpose();
+        zone.map_err(|_| Error::Damaged { what: "header" })
     }
 
     /// How many wrong keys in an hour block an address, as KG.SETSTORE said of this store; 0 is never.
@@ -402,6 +409,15 @@ impl<'c> Store<'c> {
                 count.map(Some).ok_or(Error::Damaged { what: "header" })
             }
         }
+    }
+
+    /// How far the import of a snapshot has come with its usage, if one is at work or broke off.
+    ///
+    /// # Errors
+    /// [`Error::WrongType`].
+    #[cfg(feature = "snapshot")]
+    pub fn usage_from(&self) -> Result<Option<OwnedString>> {
+        self.ctx.read(self.header).hash_field(&to_c_string(USAGE_FROM))
     }
 
     /// When the store was created, in unix milliseconds.
@@ -698,7 +714,12 @@ pub fn fingerprints(ctx: Ctx<'_>, header: &[u8]) -> Vec<(Fingerprint, u64)> {
 
 /// Where the secret of a vault key is sealed for.
 pub fn place<'a>(store: &Store<'a>, id: u64) -> Place<'a> {
-    Place { record_type: "vault", store: store.name.as_str(), id, field: SEALED_FIELD }
+    place_in(store.name.as_str(), id)
+}
+
+/// The same in the store of this name, which need not be here.
+pub fn place_in(store: &str, id: u64) -> Place<'_> {
+    Place { record_type: "vault", store, id, field: SEALED_FIELD }
 }
 
 /// What the sealed field of a vault key is called where it is sealed for.
@@ -713,6 +734,8 @@ pub const VAULT_KEYS: &str = "vault_keys";
 /// The header's count of API keys.
 pub const API_KEYS: &str = "api_keys";
 
+/// The header's count of raw API keys that were made elsewhere, those in their grace among them.
+pub const FOREIGN_KEYS: &str = "foreign_keys";
 /// The header's count of API keys that are active, whether they have expired or not.
 pub const ACTIVE_KEYS: &str = "active_keys";
 
@@ -724,6 +747,10 @@ pub const TZ: &str = "tz";
 
 /// The header's field of how many wrong keys in an hour block an address.
 pub const IP_THRESHOLD: &str = "ip_threshold";
+
+/// The header's field of the snapshot whose usage is being imported, and of how far that has come.
+#[cfg(feature = "snapshot")]
+pub const USAGE_FROM: &str = "usage_from";
 
 /// The header's field of when the store was created.
 const CREATED: &str = "created_at";

@@ -37,13 +37,15 @@ pub struct Findings {
     pub records: bool,
     /// Keys that stores use, and how many records use each.
     pub using: BTreeMap<Fingerprint, u64>,
+    /// The stores themselves, each with its database.
+    pub stores: Vec<(c_int, String)>,
 }
 
 impl Findings {
     /// The keys that stores use and the keyring in force lacks.
     pub fn lacking(&self) -> Vec<Fingerprint> {
         let keyring = keyring::installed();
-        let has = |used: &Fingerprint| keyring.as_ref().is_some_and(|keyring| keyring.find(*used).is_some());
+        let has = |used: &Fingerprint| keyring.as_ref().is_some_and(|keyring| keyring.holds(*used));
         self.using.keys().filter(|used| !has(used)).copied().collect()
     }
 }
@@ -53,8 +55,9 @@ impl Findings {
 pub struct Survey {
     database: c_int,
     cursor: Option<Cursor>,
-    /// What the stores of the database use, by their names: while its table grows, the server may show a key twice.
-    stores: BTreeMap<Vec<u8>, Vec<(Fingerprint, u64)>>,
+    /// What the stores of the database use, by their names, and None for those that never held records: while its table grows, the
+    /// server may show a key twice.
+    stores: BTreeMap<String, Option<Vec<(Fingerprint, u64)>>>,
     findings: Findings,
 }
 
@@ -100,14 +103,14 @@ impl Survey {
                 return false;
             }
             steps += 1;
-            let mut names: Vec<Vec<u8>> = Vec::new();
+            let mut names: Vec<String> = Vec::new();
             // SAFETY: the cursor is created by the server, and destroyed when dropped.
             let cursor = self.cursor.get_or_insert_with(|| Cursor(unsafe { api!(RedisModule_ScanCursorCreate)() }));
             // SAFETY: the callback has the type that the server calls, and the names outlive the call.
             let more =
                 unsafe { api!(RedisModule_Scan)(ctx.as_raw(), cursor.0, Some(collect), (&raw mut names).cast()) } != 0;
             for name in names {
-                if let Some(using) = look(ctx, &name) {
+                if let Some(using) = look(ctx, name.as_bytes()) {
                     self.stores.insert(name, using);
                 }
             }
@@ -118,10 +121,13 @@ impl Survey {
     }
 
     fn next_database(&mut self) {
-        self.findings.records |= !self.stores.is_empty();
-        for (fingerprint, count) in std::mem::take(&mut self.stores).into_values().flatten() {
-            let sum = self.findings.using.entry(fingerprint).or_default();
-            *sum = sum.saturating_add(count);
+        for (name, using) in std::mem::take(&mut self.stores) {
+            self.findings.stores.push((self.database, name));
+            self.findings.records |= using.is_some();
+            for (fingerprint, count) in using.into_iter().flatten() {
+                let sum = self.findings.using.entry(fingerprint).or_default();
+                *sum = sum.saturating_add(count);
+            }
         }
         self.cursor = None;
         self.database += 1;
@@ -142,21 +148,22 @@ unsafe extern "C" fn collect(
             key.is_null() || unsafe { api!(RedisModule_KeyType)(key) } as isize == raw::REDISMODULE_KEYTYPE_HASH;
         // SAFETY: the server's name is valid during the call.
         let name = unsafe { Name::new(name) };
-        if is_hash && StoreName::parse(name.bytes()).is_ok() {
+        if is_hash && let Ok(name) = StoreName::parse(name.bytes()) {
             // SAFETY: the names are what `slice` lends for the call.
-            unsafe { &mut *names.cast::<Vec<Vec<u8>>>() }.push(name.bytes().to_vec());
+            unsafe { &mut *names.cast::<Vec<String>>() }.push(name.as_str().to_owned());
         }
     });
 }
 
-/// What the records of a store use; `None` if it never held any, or is no store.
-fn look(ctx: Ctx<'_>, name: &[u8]) -> Option<Vec<(Fingerprint, u64)>> {
+/// What the records of a store use, None within if it never held any; `None` if it is no store.
+fn look(ctx: Ctx<'_>, name: &[u8]) -> Option<Option<Vec<(Fingerprint, u64)>>> {
     let store = OwnedString::new(name);
     let key = ctx.read(store.name());
     let has = |field| key.hash_field(field).is_ok_and(|value| value.is_some());
-    let holds_records = key.kind() == Kind::Hash && has(c"schema") && (has(c"vault_keys") || has(c"api_keys"));
+    let is_store = key.kind() == Kind::Hash && has(c"schema");
+    let holds_records = is_store && (has(c"vault_keys") || has(c"api_keys"));
     drop(key);
-    holds_records.then(|| store::fingerprints(ctx, name))
+    is_store.then(|| holds_records.then(|| store::fingerprints(ctx, name)))
 }
 
 /// What is asked of a survey: it decides on the findings, and says what is to be answered.

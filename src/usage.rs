@@ -504,6 +504,8 @@ pub fn swapped(one: c_int, other: c_int) {
                 database if database == other => one,
                 database => database,
             };
+            // An import ends where databases change places, and would let go of the store in its old one.
+            waiting.is_held = false;
             if let Ok(name) = StoreName::parse(waiting.name.as_bytes()) {
                 let place = place(waiting.database, name);
                 buffer.stores.insert(place.as_slice().into(), waiting);
@@ -564,11 +566,10 @@ fn forget_waiting(store: &Store<'_>, ids: &[u64]) {
 }
 
 /// Keeps what waits of a store from being written down, as long as older lines are being imported; or does so no longer.
-#[allow(dead_code, reason = "imports call it")]
-pub fn hold(store: &Store<'_>, is_held: bool) {
-    let ctx = store.ctx();
+#[cfg(feature = "snapshot")]
+pub fn hold(ctx: Ctx<'_>, database: c_int, name: StoreName<'_>, is_held: bool) {
     buffer(|buffer| {
-        waiting_mut!(buffer, ctx.selected_database(), store.name).is_held = is_held;
+        waiting_mut!(buffer, database, name).is_held = is_held;
     });
     arm(ctx, FLUSH_MS);
 }
@@ -979,16 +980,24 @@ pub fn read_log(store: &Store<'_>, after: Option<EntryId>, n: usize, mut visit: 
     })
 }
 
+/// The time of the newest line that the log ever had, in unix milliseconds: no older one can come.
+#[cfg(feature = "snapshot")]
+pub fn newest_ms(store: &Store<'_>) -> u64 {
+    last_entry(store).0
+}
+
 /// Adds what another store counted and logged: counts merge with what is there, and lines follow on those that are, in their order,
-/// with ids of their own. Lines must be few enough for one effect.
+/// with numbers of their own; one that is older than the [newest](newest_ms) is left out. Lines must be few enough for one effect. Of a log with more than `most` lines as many go as come, and as one
+/// piece bears.
 ///
 /// # Errors
 /// [`Error::WrongType`] where something else stands, before anything changes.
-#[allow(dead_code, reason = "imports call it")]
-pub fn restore(store: &Store<'_>, mut batch: UsageBatch<'_>) -> Result<()> {
+#[cfg(feature = "snapshot")]
+pub fn restore(store: &Store<'_>, mut batch: UsageBatch<'_>, most: u64) -> Result<()> {
+    let len = store.read(&store.name.usage())?.stream_len()?;
     let mut last = if batch.rows.is_empty() { (0, 0) } else { last_entry(store) };
     batch.rows.retain_mut(|row| {
-        let id = next_entry(last, row.at_ms);
+        let id = next_entry(last, row.at_ms).filter(|_| row.at_ms >= last.0);
         if let Some(id) = id {
             (row.at_ms, row.seq) = id;
             last = id;
@@ -996,5 +1005,7 @@ pub fn restore(store: &Store<'_>, mut batch: UsageBatch<'_>) -> Result<()> {
         id.is_some()
     });
     batch.keys.sort_by_key(|(id, ..)| *id);
+    let keeps = most.max(len.saturating_sub(TRIMMED_AT_ONCE));
+    batch.log_entries = (most > 0 && len + batch.rows.len() as u64 > keeps).then_some(keeps);
     effects::commit(store.ctx(), store.header, &Effect::Usage(batch))
 }

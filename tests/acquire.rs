@@ -1617,7 +1617,7 @@ fn a_waiter_is_told_when_its_cost_can_no_longer_fit(sut: &Sut) {
 }
 
 fn hand_outs_to_waiters_reach_the_replica_and_the_file(sut: &Sut) {
-    let mut primary = sut.setup().with("appendonly", "yes").start();
+    let mut primary = sut.setup().with("appendonly", "yes").with("appendfsync", "always").start();
     let replica = sut.setup().replica_of(&primary).start();
     let mut c = primary.client();
     for name in ["p", "p", "q"] {

@@ -772,7 +772,7 @@ fn clearing_an_address_forgets_what_followed_on_its_own_doing(sut: &Sut) {
 }
 
 fn claims_and_lock_outs_are_the_same_everywhere(sut: &Sut) {
-    let mut server = sut.setup().with("appendonly", "yes").start();
+    let mut server = sut.setup().with("appendonly", "yes").with("appendfsync", "always").start();
     let mut c = server.client();
     c.ok("KG.ADDORG acme shop");
     let replica = sut.setup().replica_of(&server).start();

@@ -24,6 +24,7 @@ mod cluster;
 mod docs;
 mod examples;
 mod failures;
+mod foreign;
 mod gate;
 mod harness;
 mod hostile;
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
         usage::TESTS,
         addresses::TESTS,
         apikeys::TESTS,
+        foreign::TESTS,
         secrecy::TESTS,
         acl::TESTS,
         loading::TESTS,

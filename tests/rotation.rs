@@ -24,6 +24,7 @@ server_tests![
     reload_leaves_a_keyring_in_force_when_it_cannot_be_read,
     reload_does_not_lose_a_key,
     drop_takes_only_what_nobody_needs,
+    a_pepper_in_use_is_kept_like_a_key,
     api_keys_move_to_the_newest_key_when_they_are_used,
     api_keys_stay_where_they_are_when_nothing_is_charged,
     an_api_key_in_its_grace_keeps_its_key_in_the_keyring,
@@ -204,6 +205,52 @@ fn status_counts_what_uses_each_key(sut: &Sut) {
     for command in ["KG.KEYRING", "KG.KEYRING WHAT", "KG.KEYRING STATUS x", "KG.KEYRING DROP", "KG.KEYRING DROP x"] {
         c.refused("ERR", command);
     }
+}
+
+fn a_pepper_in_use_is_kept_like_a_key(sut: &Sut) {
+    let with_peppers = |peppers: &str| {
+        let mut file: serde_json::Value = serde_json::from_str(&keyring(&[1])).unwrap();
+        file["peppers"] = serde_json::from_str(peppers).unwrap();
+        file.to_string()
+    };
+    let both = with_peppers(r#"{"old":"hunter2","older":"x"}"#);
+    let server = sut.setup().keyring(&both).start();
+    let mut c = server.client();
+    populate(&mut c);
+    let rows = c.ok("KG.KEYRING STATUS").list().to_vec();
+    assert_eq!(rows.len(), 3, "the key, and two peppers");
+    assert_eq!([1, 2].map(|row: usize| rows[row].field("pepper").text()), ["old", "older"]);
+    let old = rows[1].field("fingerprint").text();
+    let use_it = |c: &mut Client, by: i64| c.ok(args!["HINCRBY", "acme", format!("using:{old}"), by]);
+    use_it(&mut c, 1);
+    assert_eq!(c.ok("KG.KEYRING STATUS").list()[1].field("records").int(), 1);
+    let text = c.refused("INUSE", args!["KG.KEYRING", "DROP", old]);
+    assert!(text.contains("use this key: 1;"), "{text}");
+    for peppers in ["{}", r#"{"older":"x"}"#, r#"{"old":"typo","older":"x"}"#, r#"{"renamed":"hunter2","older":"x"}"#] {
+        fs::write(server.keyring_file(), with_peppers(peppers)).unwrap();
+        assert!(c.refused("INUSE", "KG.KEYRING RELOAD").contains(&old), "{peppers}");
+    }
+    use_it(&mut c, -1);
+    assert_eq!(c.ok(args!["KG.KEYRING", "DROP", old]).text(), "OK");
+    fs::write(server.keyring_file(), with_peppers(r#"{"older":"x"}"#)).unwrap();
+    c.ok("KG.KEYRING RELOAD");
+    // A store that came to use it meanwhile has strangers among its customers.
+    use_it(&mut c, 1);
+    let row = c.ok("KG.KEYRING STATUS").list()[2].clone();
+    assert_eq!((row.field("fingerprint").text(), row.field("missing").int()), (old.clone(), 1));
+    assert_eq!(c.info("keyguard", "keyguard_keyring_lacking").as_deref(), Some(&*old));
+    let unknown = format!("kg_live_{}", "0".repeat(49));
+    let org = c.ok("KG.LISTORGS acme").list()[0].field("name").text();
+    let issued = c.ok(args!["KG.NEWKEY", "acme", org, "web"]).list().to_vec();
+    let raw = issued[1].text();
+    assert_eq!(c.code(args!["KG.AUTH", "acme", raw]), "VALID");
+    assert_eq!(c.code(args!["KG.AUTH", "acme", unknown]), "NOT_FOUND", "its form is wrong");
+    c.ok(args!["KG.DELKEY", "acme", issued[0].int()]);
+    c.refused("NOKEYRING", args!["KG.AUTH", "acme", raw]);
+    fs::write(server.keyring_file(), both).unwrap();
+    c.ok("KG.KEYRING RELOAD");
+    assert_eq!(c.code(args!["KG.AUTH", "acme", raw]), "NOT_FOUND");
+    assert!(!server.log().contains("hunter2"));
 }
 
 fn status_names_keys_that_are_missing(sut: &Sut) {
@@ -713,14 +760,26 @@ fn rekey_writes_a_slice_as_one_transaction(sut: &Sut) {
         let names = lines.windows(3).filter(|lines| lines[0].starts_with('*') && lines[1].starts_with('$'));
         names.map(|lines| lines[2].to_uppercase()).collect()
     };
-    let before = log().len();
-    reload(&server, &[1, 2]);
-    assert_eq!(rekeyed(&mut c, "acme"), done(2));
-    let written = log().split_off(before);
     let record = |index: &'static str| ["HSET", index, "APPEND", "HINCRBY", "HINCRBY"];
-    let wanted = [&["MULTI"][..], &record("SET"), &record("DEL"), &["EXEC"]].concat();
-    assert_eq!(written.into_iter().filter(|name| name != "SELECT").collect::<Vec<_>>(), wanted);
+    let in_one = [&["MULTI"][..], &record("SET"), &record("DEL"), &["EXEC"]].concat();
+    let in_two = [&["MULTI"][..], &record("SET"), &["EXEC", "MULTI"], &record("DEL"), &["EXEC"]].concat();
+    // On a busy machine a slice may be over when it has done one record: of several, one has done both.
+    for newest in 2..=MAX_ROTATIONS {
+        let before = log().len();
+        reload(&server, &(1..=newest).collect::<Vec<_>>());
+        assert_eq!(rekeyed(&mut c, "acme"), done(2));
+        let mut written = log().split_off(before);
+        written.retain(|name| name != "SELECT");
+        if written == in_one {
+            return;
+        }
+        assert_eq!(written, in_two);
+    }
+    panic!("no slice did two records");
 }
+
+/// How many keyrings a test tries, one after the other.
+const MAX_ROTATIONS: u8 = 40;
 
 fn rekey_stops_and_goes_on(sut: &Sut) {
     const COUNT: i64 = 2000;

@@ -496,7 +496,7 @@ fn a_slot_that_moves_takes_who_waits_along(sut: &Sut) {
 }
 
 fn shutting_down_holds_nobody(sut: &Sut) {
-    let mut server = sut.setup().with("appendonly", "yes").start();
+    let mut server = sut.setup().with("appendonly", "yes").with("appendfsync", "always").start();
     let mut c = server.client();
     let mut waiter = one_waits(&server, &mut c);
     c.send("SHUTDOWN NOSAVE");
@@ -510,7 +510,7 @@ fn shutting_down_holds_nobody(sut: &Sut) {
 }
 
 fn grants_reach_the_replica_and_the_file(sut: &Sut) {
-    let mut primary = sut.setup().with("appendonly", "yes").start();
+    let mut primary = sut.setup().with("appendonly", "yes").with("appendfsync", "always").start();
     let replica = sut.setup().replica_of(&primary).start();
     let mut c = primary.client();
     c.claim("b 4 100ms COST 4");
@@ -704,7 +704,7 @@ fn what_locks_and_what_does_not(sut: &Sut) {
 }
 
 fn a_lock_survives_like_the_rest(sut: &Sut) {
-    let mut primary = sut.setup().with("appendonly", "yes").start();
+    let mut primary = sut.setup().with("appendonly", "yes").with("appendfsync", "always").start();
     let replica = sut.setup().replica_of(&primary).start();
     let mut c = primary.client();
     for _ in 0..40 {

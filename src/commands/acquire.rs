@@ -12,9 +12,10 @@ use keyguard_core::selection::{AHEAD_MS, Ask, Order, kept_ms};
 use keyguard_core::waiting::{Bucket, Demand, Wish};
 use keyguard_core::{Error, Result, parse};
 
-use super::keys::{describe_record, pool_touched, write_vault};
+use super::keys::{describe_record, write_vault};
 use super::{COST, Call, LIMIT, unit, unit_limit};
 use crate::acquire;
+use crate::adding::pool_touched;
 use crate::args::{Args, once};
 use crate::ffi::{OwnedString, raw};
 use crate::register::{Access, Arg, Category, Command, Spec};

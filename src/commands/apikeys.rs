@@ -1,27 +1,29 @@
 //! API keys: `KG.NEWKEY`, `KG.ROTATE`, `KG.REVOKE`, and what `KG.SETKEY` changes of them.
 
 use keyguard_core::digest::{Domain, digest};
-use keyguard_core::keyring::{Fingerprint, Keyring};
+use keyguard_core::keyring::Keyring;
 use keyguard_core::names::{Meta, name, text};
-use keyguard_core::record::{ApiRecord, Issued, OrgRecord, Record, RecordType, Status};
-use keyguard_core::token::{MAX_PREFIX_BYTES, Prefix, RawKey, SHOWN_BODY_BYTES};
+use keyguard_core::record::{ApiRecord, Issued, OrgRecord, Record, Status};
+use keyguard_core::token::{MAX_PREFIX_BYTES, Prefix, RawKey, SHOWN_BODY_BYTES, prefix_after};
 use keyguard_core::{Error, Result, parse};
 
 use super::given::Given;
 use super::keys::rewrite;
 use super::{ALLOW, Call, EXPIRY, LIMIT, QUOTA, SCOPES};
+use crate::adding::{Activity, MORE, NewApiKey, digest_keys, index_start, issued};
 use crate::args::{Args, once};
 use crate::ffi::{Kind, OwnedString};
 use crate::gate;
 use crate::keyring;
 use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::integer;
-use crate::store::{ACTIVE_KEYS, API_KEYS, Missing, Packed, Store, api_fields, using};
+use crate::store::{FOREIGN_KEYS, Missing, Packed, Store, api_fields, using};
 
 /// A raw key that nobody has yet, and what is kept of it.
 fn issue<'r>(raw: &'r RawKey, keyring: &Keyring) -> Issued<'r> {
     let key = keyring.newest();
-    Issued { digest: digest(key, Domain::Api, raw.as_bytes()), digest_key: key.fingerprint(), start: raw.start() }
+    let digest = digest(key, Domain::Api, raw.as_bytes());
+    Issued { digest, digest_key: key.fingerprint(), start: raw.start(), is_foreign: false }
 }
 
 /// `KG.NEWKEY store org label [options]`
@@ -69,8 +71,6 @@ impl Command for NewKey {
         OrgRecord::decode(store.packed_org(org)?.bytes())?;
         let keyring = keyring::current(call.ctx)?;
 
-        let id = store.next_id()?;
-        store.expect_free(&store.name.key(id))?;
         let raw = RawKey::new(&prefix.unwrap_or_default(), &*keyring::random()?);
         let record = ApiRecord {
             org,
@@ -85,22 +85,10 @@ impl Command for NewKey {
             issued: issue(&raw, &keyring),
             previous: None,
         };
-        let digest_key = using(record.issued.digest_key);
-        store.expect_free(&store.name.digest(&record.issued.digest))?;
-        store.expect_list(RecordType::Api, id)?;
-        store.expect_counts(&[API_KEYS, ACTIVE_KEYS, &digest_key], Some(org))?;
-        store.ids_of_start(record.issued.start)?;
-        let fields = api_fields(&record, given.meta.as_ref().map(Meta::as_str))?;
+        let adding =
+            NewApiKey::expect(&store, store.next_id()?, &record, given.meta.as_ref().map(Meta::as_str), false)?;
 
-        store.enlist(RecordType::Api, id)?;
-        store.write_header(call.now_ms, Some(id))?;
-        store.count(API_KEYS, 1)?;
-        store.count(ACTIVE_KEYS, 1)?;
-        store.count_in_org(org, 1)?;
-        store.count(&digest_key, 1)?;
-        store.write_hash(&store.name.key(id), &fields)?;
-        store.index_digest(&record.issued.digest, id)?;
-        index_start(&store, record.issued.start, id, true)?;
+        let id = adding.write(&store, call.now_ms)?;
 
         answer(call, id, &raw);
         Ok(())
@@ -111,17 +99,6 @@ fn answer(call: &Call<'_>, id: u64, raw: &RawKey) {
     call.ctx.reply_array(2);
     call.ctx.reply_integer(integer(id));
     call.ctx.reply_bytes(raw.as_bytes());
-}
-
-/// Notes that a record has a raw key with this visible beginning, or has none any more.
-pub(super) fn index_start(store: &Store<'_>, start: &str, id: u64, has: bool) -> Result<()> {
-    let mut ids = store.ids_of_start(start)?;
-    match (ids.binary_search(&id), has) {
-        (Err(place), true) => ids.insert(place, id),
-        (Ok(place), false) => drop(ids.remove(place)),
-        _ => return Ok(()),
-    }
-    store.set_ids_of_start(start, &ids)
 }
 
 /// `KG.ROTATE store id [GRACE duration]`
@@ -158,8 +135,7 @@ impl Command for Rotate {
         }
         let keyring = keyring::current(call.ctx)?;
 
-        let prefix = old.issued.start.len().saturating_sub(SHOWN_BODY_BYTES);
-        let prefix = Prefix::parse(old.issued.start.as_bytes().get(..prefix).unwrap_or_default())?;
+        let prefix = prefix_after(old.issued.start, old.issued.is_foreign);
         let raw = RawKey::new(&prefix, &*keyring::random()?);
         let previous = grace_ms.map(|grace_ms| (old.issued, call.now_ms + grace_ms));
         let new = ApiRecord { issued: issue(&raw, &keyring), previous, ..old.clone() };
@@ -179,7 +155,7 @@ pub(super) struct Reissue<'n, 'r> {
     id: u64,
     old: &'n ApiRecord<'r>,
     new: &'n ApiRecord<'r>,
-    /// What changes in the header's counts of keyring keys in use.
+    /// What changes in the header's counts of keyring keys in use and of raw keys made elsewhere.
     counts: Vec<(String, i64)>,
 }
 
@@ -192,7 +168,9 @@ impl<'n, 'r> Reissue<'n, 'r> {
         let uses = |record, key| digest_keys(record).any(|used| used == key);
         let released = digest_keys(old).filter(|key| !uses(new, *key)).map(|key| (using(key), -1));
         let taken = digest_keys(new).filter(|key| !uses(old, *key)).map(|key| (using(key), 1));
-        let counts: Vec<(String, i64)> = released.chain(taken).collect();
+        let foreign = i64::from(new.foreign_keys()) - i64::from(old.foreign_keys());
+        let foreign = (foreign != 0).then(|| (FOREIGN_KEYS.to_owned(), foreign));
+        let counts: Vec<(String, i64)> = released.chain(taken).chain(foreign).collect();
         store.expect_counts(&counts.iter().map(|(count, _)| &**count).collect::<Vec<_>>(), None)?;
         for issued in issued(old).chain(issued(new)) {
             store.expect(&store.name.digest(&issued.digest), Kind::Text)?;
@@ -220,19 +198,6 @@ impl<'n, 'r> Reissue<'n, 'r> {
         index_start(store, new.issued.start, *id, true)?;
         counts.iter().try_for_each(|(count, by)| store.count(count, *by))
     }
-}
-
-/// The keyring keys under which the raw keys of a record are digested, each once. That of a key in its grace is among them, until
-/// the record forgets it: as long as its holder may show it, nobody may take the keyring key away.
-pub(super) fn digest_keys(record: &ApiRecord<'_>) -> impl Iterator<Item = Fingerprint> {
-    let now = record.issued.digest_key;
-    let before = record.previous.map(|(issued, _)| issued.digest_key).filter(|before| *before != now);
-    std::iter::once(now).chain(before)
-}
-
-/// What is kept of a record's raw keys: that of now, and the one before it.
-pub(super) fn issued<'n, 'r>(record: &'n ApiRecord<'r>) -> impl Iterator<Item = &'n Issued<'r>> {
-    std::iter::once(&record.issued).chain(record.previous.iter().map(|(issued, _)| issued))
 }
 
 fn api_record(packed: &Packed) -> Result<ApiRecord<'_>> {
@@ -311,6 +276,9 @@ impl Command for Revoke {
 fn id_beginning(store: &Store<'_>, start: &str, now_ms: u64) -> Result<u64> {
     let mut only = None;
     for id in store.ids_of_start(start)? {
+        if id == MORE {
+            return Err(Error::NotUnique);
+        }
         let packed = match store.packed_record(id) {
             // Somebody deleted it by hand.
             Err(Error::NoSuch { .. }) => continue,
@@ -326,24 +294,6 @@ fn id_beginning(store: &Store<'_>, start: &str, now_ms: u64) -> Result<u64> {
         }
     }
     only.ok_or(Error::NoSuch { what: "visible beginning" })
-}
-
-/// What comes to the header's count of active keys.
-struct Activity(i64);
-
-impl Activity {
-    /// Makes sure that the count can be written, if it changes, before anything is.
-    fn expect(store: &Store<'_>, old: Status, new: Status) -> Result<Self> {
-        let change = i64::from(new == Status::Active) - i64::from(old == Status::Active);
-        if change != 0 {
-            store.expect_counts(&[ACTIVE_KEYS], None)?;
-        }
-        Ok(Self(change))
-    }
-
-    fn write(&self, store: &Store<'_>) -> Result<()> {
-        if self.0 == 0 { Ok(()) } else { store.count(ACTIVE_KEYS, self.0) }
-    }
 }
 
 /// Writes a record that SETKEY changed, and says which fields did. `meta` is what becomes of META, if it changes.

@@ -74,25 +74,34 @@ fn fingerprint(bytes: &[u8]) -> Result<Fingerprint> {
     parsed.ok_or(Error::Invalid { what: "fingerprint", accepted: "16 hexadecimal digits" })
 }
 
-/// A key as STATUS shows it.
+/// A key or a pepper as STATUS shows it.
 struct Row {
     fingerprint: String,
+    /// What it is called, if it is a pepper.
+    pepper: Option<String>,
     newest: bool,
     records: u64,
     missing: bool,
 }
 
-/// The keys of the keyring, the newest first, then those that stores use and it lacks.
+/// The keys of the keyring, the newest first, then its peppers, then what stores use and it lacks.
 fn status(findings: &Findings) -> survey::Answer {
     let keyring = keyring::installed();
     let mut using: BTreeMap<Fingerprint, u64> = findings.using.clone();
     let mut rows = Vec::new();
     for key in keyring.iter().flat_map(|keyring| keyring.newest_first()).map(KeyringKey::fingerprint) {
         let records = using.remove(&key).unwrap_or(0);
-        rows.push(Row { fingerprint: key.to_string(), newest: rows.is_empty(), records, missing: false });
+        let newest = rows.is_empty();
+        rows.push(Row { fingerprint: key.to_string(), pepper: None, newest, records, missing: false });
+    }
+    for pepper in keyring.iter().flat_map(|keyring| keyring.peppers()) {
+        let records = using.remove(&pepper.fingerprint()).unwrap_or(0);
+        let (fingerprint, label) = (pepper.fingerprint().to_string(), pepper.label().to_owned());
+        rows.push(Row { fingerprint, pepper: Some(label), newest: false, records, missing: false });
     }
     rows.extend(using.into_iter().map(|(key, records)| Row {
         fingerprint: key.to_string(),
+        pepper: None,
         newest: false,
         records,
         missing: true,
@@ -107,6 +116,7 @@ fn send_status(ctx: Ctx<'_>, rows: &[Row]) {
         map.field("fingerprint", &row.fingerprint)
             .field("newest", row.newest)
             .field("records", row.records)
+            .optional("pepper", row.pepper.as_deref())
             .optional("missing", row.missing.then_some(true))
             .send(ctx);
     }

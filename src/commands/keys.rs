@@ -6,20 +6,21 @@ use keyguard_core::effect::Effect;
 use keyguard_core::keyring::{Keyring, KeyringKey};
 use keyguard_core::listing::yes_or_no;
 use keyguard_core::names::{Meta, name};
-use keyguard_core::pool::{History, MAX_POOL_KEYS, Pool, Traits};
+use keyguard_core::pool::{History, Pool, Traits};
 use keyguard_core::record::{Record, RecordType, Status, UnitLimits, VaultRecord};
 use keyguard_core::secret::Secret;
 use keyguard_core::{Error, Result, parse, vault};
 
 use super::given::{Cleared, Given, clear};
 use super::{ALLOW, Call, EXPIRY, LIMIT, QUOTA, SCOPES, apikeys};
+use crate::adding::{NewVaultKey, expect_room, pool_touched};
 use crate::args::{Args, once};
 use crate::effects::LAST_USED_AT;
 use crate::ffi::{Ctx, Key, OwnedString};
 use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::{Map, Value, integer};
-use crate::store::{Fields, MAX_SHARED, META, Missing, Store, VAULT_KEYS, place, using, vault_fields};
-use crate::{effects, keyring, waiting};
+use crate::store::{Fields, MAX_SHARED, META, Missing, Store, place, using, vault_fields};
+use crate::{effects, keyring};
 
 /// `SHARED count window [UNIT u]`, which may be given several times.
 const SHARED: Arg = Arg::block(
@@ -69,13 +70,6 @@ impl<'k> Digested<'k> {
     }
 }
 
-/// Makes sure that a pool has room for one key more.
-fn expect_room(store: &Store<'_>, name: &str) -> Result<()> {
-    let key = store.read(&store.name.pool(name))?;
-    let keys = key.native::<Pool>()?.map_or(0, Pool::len);
-    if keys < MAX_POOL_KEYS { Ok(()) } else { Err(Error::TooMany { what: "keys of one name", max: MAX_POOL_KEYS }) }
-}
-
 /// `KG.ADDKEY store name secret [options]`
 pub struct AddKey;
 
@@ -123,11 +117,6 @@ impl Command for AddKey {
 
         let digested = Digested::new(&store, &keyring, &secret, given.unique.is_some(), None)?;
         let id = store.next_id()?;
-        store.expect_free(&store.name.key(id))?;
-        expect_room(&store, of)?;
-        store.expect_list(RecordType::Vault, id)?;
-        let count = using(digested.key.fingerprint());
-        store.expect_counts(&[VAULT_KEYS, &count], None)?;
         let sealed = digested.seal(&store, id, &secret)?;
         let record = VaultRecord {
             name: of,
@@ -147,28 +136,13 @@ impl Command for AddKey {
             digest_key: digested.key.fingerprint(),
             hint: secret.hint(),
         };
-        let fields = vault_fields(&record, given.meta.as_ref().map(Meta::as_str))?;
-        let traits = Traits::of(&record).encode();
+        let adding = NewVaultKey::expect(&store, id, &record, given.meta.as_ref().map(Meta::as_str), false)?;
 
-        store.enlist(RecordType::Vault, id)?;
-        store.write_header(call.now_ms, Some(id))?;
-        store.count(VAULT_KEYS, 1)?;
-        store.count(&count, 1)?;
-        store.write_hash(&store.name.key(id), &fields)?;
-        store.index_digest(&record.digest, id)?;
-        let effect = Effect::Enroll { pool: of, from: None, id, traits: &traits };
-        effects::commit(call.ctx, store.header, &effect)?;
-        pool_touched(&store, of);
+        adding.write(&store, call.now_ms)?;
 
         call.ctx.reply_integer(integer(id));
         Ok(())
     }
-}
-
-/// Those who wait for a key of this name are looked at.
-pub(super) fn pool_touched(store: &Store<'_>, name: &str) {
-    let pool = OwnedString::new(&store.name.pool(name));
-    waiting::touched(store.ctx(), pool.name());
 }
 
 /// Writes a changed record, and META if that changes too: `Some(None)` clears it.
@@ -488,6 +462,7 @@ pub(super) fn describe(call: &Call<'_>, id: u64, record: &Record<'_>, beside: &B
         map.field("quotas", Value::Strings(quotas.iter().map(String::as_str).collect()))
             .field("allowed", Value::Strings(allowed.iter().map(String::as_str).collect()))
             .optional("rotated_until", previous.map(|(_, until_ms)| until_ms))
+            .optional("imported", api.issued.is_foreign.then_some(true))
             .optional("last_used_at", last_used_at);
     }
     if let Record::Vault(vault) = record {

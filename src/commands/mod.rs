@@ -11,11 +11,15 @@ pub mod auth;
 pub mod claim;
 pub mod delete;
 mod given;
+#[cfg(feature = "snapshot")]
+pub mod import;
 pub mod ip;
 pub mod keyring;
 pub mod keys;
 pub mod list;
 pub mod orgs;
+#[cfg(feature = "snapshot")]
+pub mod snapshot;
 pub mod stores;
 pub mod usage;
 
@@ -77,6 +81,10 @@ pub fn table() -> Vec<Entry> {
         Entry::of::<usage::Usage>(),
         Entry::of::<keyring::KeyringCommand>(),
         Entry::of::<keyring::Rekey>(),
+        #[cfg(feature = "snapshot")]
+        Entry::of::<snapshot::Snapshot>(),
+        #[cfg(feature = "snapshot")]
+        Entry::of::<import::Import>(),
         Entry::of::<apply::Apply>(),
     ]
 }

@@ -7,6 +7,7 @@ use keyguard_core::{Error, Result};
 
 use super::list::{MAX_PAGE, MAX_READ, after};
 use super::{Call, LIMIT, QUOTA, quota, unit_limit};
+use crate::adding::NewOrg;
 use crate::args::{Args, once};
 use crate::ffi::{Kind, OwnedString};
 use crate::register::{Access, Arg, Category, Command, Spec};
@@ -48,24 +49,11 @@ impl Command for AddOrg {
         args.finish()?;
         let store = Store::open(call.ctx, at, Missing::Create)?;
 
-        match store.packed_org(org) {
-            Err(Error::NoSuch { .. }) => {}
-            Err(error) => return Err(error),
-            Ok(_) => return Err(Error::Duplicate { what: "an organization of this name" }),
-        }
-        let names = store.name.orgs();
-        store.expect(&names, Kind::Hash)?;
         let id = store.next_id()?;
-        store.expect_list(Listed::Orgs, id)?;
-        store.expect_counts(&[ORGANIZATIONS], None)?;
         let record = OrgRecord { id, status: OrgStatus::Active, created_ms: call.now_ms, limits, quotas };
-        let fields = org_fields(org, &record)?;
+        let adding = NewOrg::expect(&store, org, &record)?;
 
-        store.enlist(Listed::Orgs, id)?;
-        store.write_header(call.now_ms, Some(id))?;
-        store.count(ORGANIZATIONS, 1)?;
-        store.write(c"HSET", &[&names, id.to_string().as_bytes(), org.as_bytes()])?;
-        store.write_hash(&store.name.org(org), &fields)?;
+        adding.write(&store, call.now_ms)?;
 
         call.ctx.reply_integer(integer(id));
         Ok(())

@@ -8,9 +8,10 @@ use keyguard_core::zone::Zone;
 use keyguard_core::{Error, Result, parse};
 
 use super::Call;
-use super::delete::{Doomed, Listing, MAX_DELETED};
+use super::delete::MAX_DELETED;
 use super::list::MAX_BYTES;
 use crate::args::{Args, once};
+use crate::doomed::{Doomed, Listing};
 use crate::ffi::{Kind, OwnedString};
 use crate::register::{Access, Arg, Category, Command, Spec};
 use crate::reply::{Map, Value, integer};
@@ -188,6 +189,8 @@ impl Command for DelStore {
 
         // Nobody needs sealing again what is about to go.
         rekey::stop(call.ctx, &store);
+        #[cfg(feature = "snapshot")]
+        crate::import::stop(call.ctx, &store);
         usage::store_goes(call.ctx, &store, left == 0, &records.ids());
         if left == 0 {
             doomed.keys.push(store.name.as_bytes().to_vec());
@@ -202,8 +205,8 @@ impl Command for DelStore {
     }
 }
 
-/// The most values of days that are looked for beside those of the records that went: those of 2 million ids.
-const MAX_DAYS_LEFT: u64 = 8_192;
+/// The most values of days that are looked for beside those of the records that went: those of a million ids.
+const MAX_DAYS_LEFT: u64 = 4_096;
 
 /// Where days of keys stand whose records somebody deleted by hand.
 fn days_left(store: &Store<'_>) -> Result<Vec<Vec<u8>>> {

@@ -28,10 +28,10 @@ const TOP_SHOWN: usize = 10;
 const PAGE: u64 = 100;
 
 /// The most entries that a page shows.
-const MAX_PAGE: u64 = 1_000;
+const MAX_PAGE: u64 = 500;
 
 /// The most entries that are looked at for it: more would hold the server up for over 2 ms.
-const MAX_LOOKED_AT: u64 = 1_000;
+const MAX_LOOKED_AT: u64 = 500;
 
 /// `KG.LOG store id PATH path METHOD method STATUS status LATENCY ms [IP addr]`
 pub struct Log;
@@ -327,7 +327,7 @@ impl Command for Usage {
         name: c"KG.USAGE",
         summary:
             c"Shows the usage log by pages, newest first: the cursor of the next one, 0 after the last, and the entries",
-        complexity: c"O(N), N being the entries looked at, at most 1,000",
+        complexity: c"O(N), N being the entries looked at, at most 500",
         flags: "",
         access: Access::Read,
         category: Category::Read,
@@ -362,7 +362,7 @@ impl Command for Usage {
                     once(&mut cursor, option, id.ok_or(Error::Invalid { what: option, accepted })?)?;
                 }
                 _ => {
-                    let accepted = "a whole number from 1 to 1000";
+                    let accepted = "a whole number from 1 to 500";
                     let value = parse::unsigned(value).filter(|count| (1..=MAX_PAGE).contains(count));
                     once(&mut count, option, value.ok_or(Error::Invalid { what: option, accepted })?)?;
                 }

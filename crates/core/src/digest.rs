@@ -7,14 +7,21 @@
 //! The subkey (the *pepper*) comes from the keyring, one for each domain, so that a vault secret and an API key of the same
 //! bytes have digests that nobody can tie together, and a copy of the data is of no use for guessing. It is a keyed hash of
 //! a random key, not of a password: there is nothing to stretch, and it costs two or three compressions.
+//!
+//! API keys that `keyguard_python` issued come with digests of its making, and go on under them until they are next found valid:
+//!
+//! ```text
+//! digest = SHA-256(raw key || secret key)
+//! ```
 
 use arrayvec::ArrayString;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::Mac as _;
+use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::keyring::KeyringKey;
+use crate::keyring::{KeyringKey, Pepper};
 
 /// What kind of secret is digested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +107,12 @@ pub fn digest(key: &KeyringKey, domain: Domain, input: &[u8]) -> Digest {
     Digest(hmac.finalize().into_bytes().into())
 }
 
+/// The digest of a raw API key as `keyguard_python` made it, under what was its secret key.
+#[must_use]
+pub fn foreign_digest(pepper: &Pepper, raw_key: &[u8]) -> Digest {
+    Digest(Sha256::new().chain_update(raw_key).chain_update(pepper.as_bytes()).finalize().into())
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 mod tests {
@@ -118,6 +131,22 @@ mod tests {
             let digest = digest(keyring().newest(), domain, b"kg_live_x");
             assert_eq!(digest.as_bytes()[0], first_byte);
             assert_eq!(digest.base64url().as_str(), base64url);
+        }
+    }
+
+    #[test]
+    fn foreign_digests_are_those_of_keyguard_python() {
+        use crate::keyring::{Label, Pepper};
+
+        // Its AuthService("pepper").hash_key("kg_live_x") and, with text beyond ASCII, hash_key("k\u{e9}y").
+        let pepper = |text: &str| Pepper::new(Label::parse("old").unwrap(), text.as_bytes()).unwrap();
+        for (pepper, raw_key, hex) in [
+            (pepper("pepper"), "kg_live_x", "79c3e25427144b3d00863948c5531898055154dc30fbbf44819ad65a4269df60"),
+            (pepper("p\u{e9}pper"), "k\u{e9}y", "38d2985d73a0a27ae0a4d41f655c0bfe66adf7ab8cd43e3dbbcda12489acbc36"),
+        ] {
+            let digest = foreign_digest(&pepper, raw_key.as_bytes());
+            let found: String = digest.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(found, hex);
         }
     }
 

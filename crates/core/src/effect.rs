@@ -143,6 +143,15 @@ pub enum Effect<'a> {
         /// The paths of the blocks that go with it; None is the one that holds everywhere.
         blocks: Vec<Option<&'a str>>,
     },
+    /// What happened to a key of a pool is known from elsewhere: see [`Pool::recall`](crate::pool::Pool::recall).
+    Recall {
+        /// The name of the pool.
+        pool: &'a str,
+        /// The key's id.
+        id: u64,
+        /// What happened to it.
+        remembered: &'a [u8],
+    },
     /// Usage was counted and logged. The declared key is the store.
     Usage(#[serde(borrow)] UsageBatch<'a>),
 }
@@ -430,6 +439,7 @@ mod tests {
             Effect::ClaimAddress { net: "192.0.2.7", path: Some("/login"), claimed: CLAIMED },
             Effect::ClearAddress { net: "2001:db8::/64", path: None, blocks: vec![None, Some("/login")] },
             Effect::Whole { value: WholeValue::Address(b"bytes") },
+            Effect::Recall { pool: "openai", id: 17, remembered: b"bytes" },
             Effect::Whole { value: WholeValue::Stats(b"bytes") },
             Effect::Whole { value: WholeValue::Days(b"bytes") },
             Effect::Usage(UsageBatch {

@@ -86,7 +86,9 @@ pub enum Error {
     #[error("BADSTORE a store is named with 1 to 64 of A-Z a-z 0-9 . _ -")]
     BadStore,
     /// A store that does not exist.
-    #[error("NOSTORE no store of this name; KG.ADDKEY, KG.ADDORG, KG.BLOCKIP, KG.ALLOWIP and KG.SETSTORE create one")]
+    #[error(
+        "NOSTORE no store of this name; KG.ADDKEY, KG.ADDORG, KG.BLOCKIP, KG.ALLOWIP, KG.SETSTORE and KG.IMPORT create one"
+    )]
     NoStore,
     /// A record, organization or address rule that does not exist.
     #[error("NOSUCH no such {what} in this store")]
@@ -142,6 +144,17 @@ pub enum Error {
     /// A command that takes longer than others may be held up, where its caller cannot be made to wait.
     #[error("ERR this looks through all stores, which takes a while: not in MULTI, a script or a function")]
     MayNotWait,
+    /// Work in the background, of which a server does one at a time.
+    #[error("INUSE {what} is at work on this server: STATUS tells when it is done")]
+    Busy {
+        /// What is at work.
+        what: &'static str,
+    },
+    /// A server that was given no folder for snapshots.
+    #[error(
+        "ERR there is no folder for snapshots: set keyguard.snapshot-dir in the configuration file, or give it to loadmodule"
+    )]
+    SnapshotsOff,
     /// More records than one call may read or change.
     #[error("TOOMANY more than {max} {what}")]
     TooMany {

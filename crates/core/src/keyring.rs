@@ -9,23 +9,45 @@
 //! Each root key gives one subkey per purpose (`seal`, `digest/vault`, `digest/api`), so that no key is ever used in two ways.
 //! The fingerprint names the root key in every ciphertext and digest; being an output of its own of HKDF, it tells nothing
 //! about the root or the subkeys. Root keys are 32 random bytes: there is no password here to stretch.
+//!
+//! A keyring file may also name secrets of the packages that keyguard succeeds: Fernet keys, and *peppers*, the secret keys under
+//! which `keyguard_python` digested its API keys. A pepper is known in records by a fingerprint, like a root key:
+//!
+//! ```text
+//! fingerprint = SHA-256("keyguard/v1/pepper/" || label), its first 8 bytes
+//! ```
+//!
+//! It is made of the label and not of the pepper: people chose those, and whoever has a copy of the data could try out guesses on
+//! anything that is a function of one. So a pepper must keep its label as long as records use it, and under that label no other
+//! text may be put in its place.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use arrayvec::ArrayString;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_PAD_INDIFFERENT};
 use chacha20poly1305::XChaCha20Poly1305;
 use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit as _};
-use sha2::Sha256;
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::parse;
+use crate::{fernet, parse};
 
 /// The most keys of one keyring. A rotation a month for five years fits.
 pub const MAX_KEYS: usize = 64;
+
+/// The most Fernet keys of one keyring, and the most peppers.
+pub const MAX_NAMED: usize = 64;
+
+/// The longest label, in bytes.
+pub const MAX_LABEL_BYTES: usize = 64;
+
+/// The longest pepper, in bytes.
+pub const MAX_PEPPER_BYTES: usize = 4096;
 
 /// The name under which a `.netrc` file gives the keyring.
 pub const NETRC_MACHINE: &str = "KEYGUARD_KEYRING";
@@ -109,12 +131,46 @@ pub enum KeyringError {
         /// Counted from 1.
         position: usize,
     },
+    /// More than [`MAX_NAMED`].
+    #[error("\"{what}\" of the keyring holds more than 64")]
+    TooManyNamed {
+        /// `fernet` or `peppers`.
+        what: &'static str,
+    },
+    /// Not a label. It is not shown: somebody may have put the secret there.
+    #[error("label {position} in \"{what}\" of the keyring is not 1 to 64 of A-Z a-z 0-9 . _ -")]
+    BadLabel {
+        /// `fernet` or `peppers`.
+        what: &'static str,
+        /// Counted from 1.
+        position: usize,
+    },
+    /// A label that stands there twice.
+    #[error("label {position} in \"{what}\" of the keyring is the same as an earlier one")]
+    DuplicateLabel {
+        /// `fernet` or `peppers`.
+        what: &'static str,
+        /// Counted from 1.
+        position: usize,
+    },
+    /// Not a key of Fernet.
+    #[error("Fernet key {position} of the keyring is not 44 characters of URL-safe base64")]
+    BadFernetKey {
+        /// Counted from 1.
+        position: usize,
+    },
+    /// A pepper without text, or with too much.
+    #[error("pepper {position} of the keyring has not 1 to 4096 bytes")]
+    BadPepper {
+        /// Counted from 1.
+        position: usize,
+    },
     /// A file of a later version.
     #[error("the keyring is of a version that this release does not read")]
     UnknownVersion,
     /// A text that starts like JSON and is not a keyring file.
     #[error(
-        "the keyring is not of the form {{\"version\":1,\"keys\":[{{\"key\":\"<base64>\",\"created\":\"<time>\"}}]}}"
+        "the keyring is not of the form {{\"version\":1,\"keys\":[{{\"key\":\"<base64>\",\"created\":\"<time>\"}}],\"fernet\":{{\"<label>\":\"<base64>\"}},\"peppers\":{{\"<label>\":\"<text>\"}}}}, of which \"fernet\" and \"peppers\" may be left out"
     )]
     BadFile,
     /// Other bytes than text.
@@ -226,12 +282,83 @@ impl fmt::Debug for KeyringKey {
     }
 }
 
-/// One to [`MAX_KEYS`] distinct keys, oldest first. The newest seals and digests; all open.
+/// What a Fernet key or a pepper is called: 1 to [`MAX_LABEL_BYTES`] of `A-Za-z0-9._-`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Label(ArrayString<MAX_LABEL_BYTES>);
+
+impl Label {
+    /// A label; None if it is none.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_label = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        let label = ArrayString::from(text).ok().filter(|label| !label.is_empty())?;
+        text.bytes().all(is_label).then_some(Self(label))
+    }
+
+    /// The label as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The secret key of a `keyguard_python`, under which API keys were digested there. Wiped when dropped, never printed.
+#[derive(Clone)]
+pub struct Pepper {
+    label: Label,
+    fingerprint: Fingerprint,
+    text: Zeroizing<Vec<u8>>,
+}
+
+impl Pepper {
+    /// None for a text that is empty or longer than [`MAX_PEPPER_BYTES`].
+    #[must_use]
+    pub fn new(label: Label, text: &[u8]) -> Option<Self> {
+        let sized = (1..=MAX_PEPPER_BYTES).contains(&text.len());
+        let hash: [u8; 32] =
+            Sha256::new().chain_update(b"keyguard/v1/pepper/").chain_update(label.as_str()).finalize().into();
+        let fingerprint = Fingerprint(*hash.first_chunk()?);
+        sized.then(|| Self { label, fingerprint, text: Zeroizing::new(text.to_vec()) })
+    }
+
+    /// What it is called.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        self.label.as_str()
+    }
+
+    /// What it is known by in records: a function of its label alone.
+    #[must_use]
+    pub const fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// The pepper itself.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.text
+    }
+
+    /// Whether both are the same secret under the same label, in constant time for texts of equal length.
+    #[must_use]
+    pub fn matches(&self, other: &Self) -> bool {
+        self.label == other.label && bool::from(self.text.ct_eq(&other.text))
+    }
+}
+
+impl fmt::Debug for Pepper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pepper({}, ..)", self.fingerprint)
+    }
+}
+
+/// One to [`MAX_KEYS`] distinct keys, oldest first. The newest seals and digests; all open. Beside them, what is named.
 #[derive(Debug, Clone)]
 pub struct Keyring {
     newest: KeyringKey,
     /// Oldest first.
     older: Vec<KeyringKey>,
+    fernet: Vec<(Label, fernet::Key)>,
+    peppers: Vec<Pepper>,
 }
 
 impl Keyring {
@@ -252,21 +379,20 @@ impl Keyring {
             keys.push(key);
         }
         let newest = keys.pop().ok_or(KeyringError::Empty)?;
-        Ok(Self { newest, older: keys })
+        Ok(Self { newest, older: keys, fernet: Vec::new(), peppers: Vec::new() })
     }
 
     /// Reads a keyring file or the value of an environment variable: the JSON that [`new_file`] writes, or, when the text
     /// does not start with `{`, keys in base64 (standard or URL-safe, padded or not) with commas, spaces or newlines between,
     /// oldest first.
     ///
-    /// Fields of the file that this release does not know are passed over: later ones add Fernet keys and peppers by name.
+    /// Only the file can name Fernet keys and peppers. Fields of it that this release does not know are passed over.
     ///
     /// # Errors
     /// [`KeyringError`], which says what and at which key.
     pub fn parse(text: &[u8]) -> Result<Self, KeyringError> {
         let text = str::from_utf8(text).map_err(|_| KeyringError::NotText)?.trim_ascii();
-        let roots = if text.starts_with('{') { roots_of_file(text)? } else { roots_of_list(text)? };
-        Self::new(&roots)
+        if text.starts_with('{') { keyring_of_file(text) } else { Self::new(&roots_of_list(text)?) }
     }
 
     /// Reads the keyring from the text of a `.netrc` file: the password of `machine KEYGUARD_KEYRING`, in the forms that
@@ -296,11 +422,44 @@ impl Keyring {
         std::iter::once(&self.newest).chain(self.older.iter().rev())
     }
 
-    /// The same keyring without one of its older keys. None for the newest, and for one that it does not hold.
+    /// The Fernet key of this label.
+    #[must_use]
+    pub fn fernet(&self, label: &str) -> Option<&fernet::Key> {
+        self.fernet.iter().find(|(other, _)| other.as_str() == label).map(|(_, key)| key)
+    }
+
+    /// The pepper of this label.
+    #[must_use]
+    pub fn pepper(&self, label: &str) -> Option<&Pepper> {
+        self.peppers.iter().find(|pepper| pepper.label() == label)
+    }
+
+    /// All peppers, in the order of the file.
+    pub fn peppers(&self) -> impl Iterator<Item = &Pepper> {
+        self.peppers.iter()
+    }
+
+    /// Whether what is known in records by this fingerprint is there: a key or a pepper.
+    #[must_use]
+    pub fn holds(&self, fingerprint: Fingerprint) -> bool {
+        self.find(fingerprint).is_some() || self.peppers.iter().any(|pepper| pepper.fingerprint == fingerprint)
+    }
+
+    /// What of this keyring records may use and another one lacks: a key, or a pepper whose label is gone or names another text.
+    #[must_use]
+    pub fn lacking_in(&self, other: &Self) -> Option<Fingerprint> {
+        let key = self.newest_first().map(KeyringKey::fingerprint).find(|key| other.find(*key).is_none());
+        let has = |pepper: &Pepper| other.pepper(pepper.label()).is_some_and(|theirs| theirs.matches(pepper));
+        key.or_else(|| self.peppers().find(|pepper| !has(pepper)).map(Pepper::fingerprint))
+    }
+
+    /// The same keyring without one of its older keys, or without a pepper. None for the newest, and for what it does not hold.
     #[must_use]
     pub fn without(&self, fingerprint: Fingerprint) -> Option<Self> {
-        let older: Vec<KeyringKey> = self.older.iter().filter(|key| key.fingerprint != fingerprint).cloned().collect();
-        (older.len() < self.older.len()).then(|| Self { newest: self.newest.clone(), older })
+        let mut less = self.clone();
+        less.older.retain(|key| key.fingerprint != fingerprint);
+        less.peppers.retain(|pepper| pepper.fingerprint != fingerprint);
+        (less.older.len() + less.peppers.len() < self.older.len() + self.peppers.len()).then_some(less)
     }
 
     /// How many keys there are; at least one.
@@ -378,7 +537,7 @@ fn roots_of_list(text: &str) -> Result<Vec<RootKey>, KeyringError> {
         .collect()
 }
 
-fn roots_of_file(text: &str) -> Result<Vec<RootKey>, KeyringError> {
+fn keyring_of_file(text: &str) -> Result<Keyring, KeyringError> {
     #[derive(serde::Deserialize)]
     struct Version {
         version: u64,
@@ -387,11 +546,15 @@ fn roots_of_file(text: &str) -> Result<Vec<RootKey>, KeyringError> {
     struct File<'a> {
         #[serde(borrow)]
         keys: Vec<Key<'a>>,
+        #[serde(borrow, default)]
+        fernet: Named<'a>,
+        #[serde(borrow, default)]
+        peppers: Named<'a>,
     }
     #[derive(serde::Deserialize)]
     struct Key<'a> {
         #[serde(borrow)]
-        key: KeyText<'a>,
+        key: SecretText<'a>,
         #[serde(borrow)]
         created: Option<Cow<'a, str>>,
     }
@@ -416,14 +579,71 @@ fn roots_of_file(text: &str) -> Result<Vec<RootKey>, KeyringError> {
         }
         roots.push(root_of_base64(&key.key.0, position)?);
     }
-    Ok(roots)
+    let mut keyring = Keyring::new(&roots)?;
+    for (index, (label, key)) in file.fernet.labelled("fernet")?.into_iter().enumerate() {
+        let key = fernet::Key::parse(key).ok_or(KeyringError::BadFernetKey { position: index + 1 })?;
+        keyring.fernet.push((label, key));
+    }
+    for (index, (label, text)) in file.peppers.labelled("peppers")?.into_iter().enumerate() {
+        let pepper = Pepper::new(label, text.as_bytes()).ok_or(KeyringError::BadPepper { position: index + 1 })?;
+        keyring.peppers.push(pepper);
+    }
+    Ok(keyring)
 }
 
-/// A key's base64 as it stands in JSON: borrowed, or, where a `/` was written `\/`, a copy that is wiped.
-#[derive(serde::Deserialize)]
-struct KeyText<'a>(#[serde(borrow)] Cow<'a, str>);
+/// Secrets by their labels, in the order of the file. A map would take the last of two with one label for the only one.
+#[derive(Default)]
+struct Named<'a>(Vec<(SecretText<'a>, SecretText<'a>)>);
 
-impl Drop for KeyText<'_> {
+impl Named<'_> {
+    fn labelled(&self, what: &'static str) -> Result<Vec<(Label, &str)>, KeyringError> {
+        if self.0.len() > MAX_NAMED {
+            return Err(KeyringError::TooManyNamed { what });
+        }
+        let mut labelled: Vec<(Label, &str)> = Vec::with_capacity(self.0.len());
+        for (index, (label, text)) in self.0.iter().enumerate() {
+            let position = index + 1;
+            let label = Label::parse(&label.0).ok_or(KeyringError::BadLabel { what, position })?;
+            if labelled.iter().any(|(other, _)| *other == label) {
+                return Err(KeyringError::DuplicateLabel { what, position });
+            }
+            labelled.push((label, &text.0));
+        }
+        Ok(labelled)
+    }
+}
+
+impl<'de: 'a, 'a> serde::Deserialize<'de> for Named<'a> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Named<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("secrets by their labels")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut named = Vec::new();
+                // One more than there may be tells that there are too many.
+                while let Some(entry) = map.next_entry()? {
+                    if named.len() <= MAX_NAMED {
+                        named.push(entry);
+                    }
+                }
+                Ok(Named(named))
+            }
+        }
+        deserializer.deserialize_map(Visitor)
+    }
+}
+
+/// A secret as it stands in JSON: borrowed, or, where a `/` was written `\/`, a copy that is wiped. Labels too: somebody may have
+/// put a secret in the place of one.
+#[derive(serde::Deserialize)]
+struct SecretText<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl Drop for SecretText<'_> {
     fn drop(&mut self) {
         if let Cow::Owned(copy) = &mut self.0 {
             copy.zeroize();
@@ -547,8 +767,8 @@ pub(crate) mod tests {
             // As PHP and others write a slash.
             format!(r#"{{"version":1,"keys":[{{"key":"{}"}},{{"key":"{A}"}}]}}"#, B.replace('/', "\\/")),
             format!(
-                r#" {{"fernet":{{"old":["x"]}},"keys":[{{"key":"{B_URL}","created":"2026-01-01T00:00:00Z","note":1}},
-                {{"created":"2026-01-01T00:00:00Z","key":"{A}"}}],"peppers":[],"version":1}} "#
+                r#" {{"vendors":{{"old":["x"]}},"keys":[{{"key":"{B_URL}","created":"2026-01-01T00:00:00Z","note":1}},
+                {{"created":"2026-01-01T00:00:00Z","key":"{A}"}}],"peppers":{{}},"version":1}} "#
             ),
         ] {
             let keyring = Keyring::parse(text.as_bytes()).unwrap();
@@ -619,6 +839,90 @@ pub(crate) mod tests {
         assert_eq!(fingerprints(&keyring), [newest, older], "the keyring itself stays as it was");
     }
 
+    fn named(fernet: &str, peppers: &str) -> String {
+        format!(r#"{{"version":1,"keys":[{{"key":"{A}"}}],"fernet":{fernet},"peppers":{peppers}}}"#)
+    }
+
+    const FERNET: &str = "cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4=";
+
+    #[test]
+    fn a_file_names_fernet_keys_and_peppers() {
+        let text = named(
+            &format!(r#"{{"keystore":"{FERNET}","a.b_c-9":"{}="}}"#, "A".repeat(43)),
+            r#"{"old":"super-secret \u00e9\"","older":"x"}"#,
+        );
+        let keyring = Keyring::parse(text.as_bytes()).unwrap();
+        assert!(keyring.fernet("keystore").is_some() && keyring.fernet("a.b_c-9").is_some());
+        assert!(keyring.fernet("old").is_none() && keyring.pepper("keystore").is_none());
+        assert_eq!(keyring.pepper("old").unwrap().as_bytes(), "super-secret \u{e9}\"".as_bytes());
+        assert_eq!(keyring.peppers().map(Pepper::label).collect::<Vec<_>>(), ["old", "older"]);
+        for pepper in keyring.peppers() {
+            assert!(keyring.holds(pepper.fingerprint()) && keyring.find(pepper.fingerprint()).is_none());
+        }
+        assert!(keyring.holds(keyring.newest().fingerprint()) && !keyring.holds(Fingerprint([0; 8])));
+        assert_eq!(fingerprints(&keyring), [FINGERPRINT_A], "what is named is no key");
+    }
+
+    #[test]
+    fn the_fingerprint_of_a_pepper_is_a_function_of_its_label_alone() {
+        let pepper = |label, text: &[u8]| Pepper::new(Label::parse(label).unwrap(), text).unwrap();
+        // Computed with Python's hashlib.
+        assert_eq!(pepper("old", b"x").fingerprint().to_string(), "79a328593eef9840");
+        assert_eq!(pepper("old", b"x").fingerprint(), pepper("old", b"y").fingerprint());
+        assert_ne!(pepper("old", b"x").fingerprint(), pepper("older", b"x").fingerprint());
+        assert!(pepper("old", b"x").matches(&pepper("old", b"x")));
+        for other in [pepper("old", b"y"), pepper("old", b"xx"), pepper("older", b"x")] {
+            assert!(!pepper("old", b"x").matches(&other));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_what_is_named_is_told_by_its_position() {
+        let list = |count: usize, value: &str| {
+            let entries: Vec<String> = (0..count).map(|n| format!(r#""l{n}":"{value}""#)).collect();
+            format!("{{{}}}", entries.join(","))
+        };
+        assert_eq!(Keyring::parse(named(&list(64, FERNET), &list(64, "p")).as_bytes()).unwrap().peppers().count(), 64);
+        let long = format!(r#"{{"{}":"p"}}"#, "x".repeat(65));
+        let position = 2;
+        for (fernet, peppers, error) in [
+            (list(65, FERNET), list(1, "p"), KeyringError::TooManyNamed { what: "fernet" }),
+            (list(0, ""), list(65, "p"), KeyringError::TooManyNamed { what: "peppers" }),
+            (list(1, FERNET), long, KeyringError::BadLabel { what: "peppers", position: 1 }),
+            (format!(r#"{{"":"{FERNET}"}}"#), list(0, ""), KeyringError::BadLabel { what: "fernet", position: 1 }),
+            (list(0, ""), r#"{"a":"p","a b":"hunter2"}"#.into(), KeyringError::BadLabel { what: "peppers", position }),
+            (list(0, ""), r#"{"a":"p","a":"q"}"#.into(), KeyringError::DuplicateLabel { what: "peppers", position }),
+            (format!(r#"{{"a":"{FERNET}","b":"hunter2"}}"#), list(0, ""), KeyringError::BadFernetKey { position }),
+            (list(0, ""), r#"{"a":"p","b":""}"#.into(), KeyringError::BadPepper { position }),
+            (list(0, ""), list(1, &"p".repeat(4097)), KeyringError::BadPepper { position: 1 }),
+            (r#"["hunter2"]"#.into(), list(0, ""), KeyringError::BadFile),
+            (list(0, ""), r#"{"a":["hunter2"]}"#.into(), KeyringError::BadFile),
+            (list(0, ""), "null".into(), KeyringError::BadFile),
+        ] {
+            let found = Keyring::parse(named(&fernet, &peppers).as_bytes()).map(drop).unwrap_err();
+            assert_eq!(found, error);
+            assert!(!found.to_string().contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn a_keyring_lacks_what_another_one_has_under_another_label_or_text() {
+        let keyring = |peppers| Keyring::parse(named("{}", peppers).as_bytes()).unwrap();
+        let full = keyring(r#"{"old":"p","older":"q"}"#);
+        let [old, older] = ["old", "older"].map(|label| full.pepper(label).unwrap().fingerprint());
+        assert_eq!(full.lacking_in(&full), None);
+        assert_eq!(full.lacking_in(&keyring(r#"{"new":"r","older":"q","old":"p"}"#)), None);
+        assert_eq!(full.lacking_in(&keyring(r#"{"older":"q"}"#)), Some(old));
+        assert_eq!(full.lacking_in(&keyring(r#"{"older":"q","old":"typo"}"#)), Some(old));
+        assert_eq!(full.lacking_in(&keyring(r#"{"old":"p","renamed":"q"}"#)), Some(older));
+        let key = self::keyring();
+        assert_eq!(key.lacking_in(&full), Some(key.newest_first().nth(1).unwrap().fingerprint()));
+        let without = full.without(old).unwrap();
+        assert!(!without.holds(old) && without.holds(older) && without.len() == 1);
+        assert_eq!(full.lacking_in(&without), Some(old));
+        assert!(without.without(old).is_none());
+    }
+
     #[test]
     fn netrc_gives_the_password_of_our_machine() {
         let ours = format!("machine KEYGUARD_KEYRING login keyguard password {A}");
@@ -677,6 +981,9 @@ pub(crate) mod tests {
         let key = KeyringKey::derive(&root);
         assert_eq!(format!("{root:?}"), "RootKey(..)");
         assert_eq!(format!("{key:?}"), format!("KeyringKey({}, ..)", key.fingerprint()));
+        let text = named(&format!(r#"{{"a":"{FERNET}"}}"#), r#"{"b":"hunter2"}"#);
+        let printed = format!("{:?}", Keyring::parse(text.as_bytes()).unwrap());
+        assert!(!printed.contains("hunter2") && !printed.contains("104, 117, 110") && printed.contains("Key(..)"));
     }
 
     proptest! {

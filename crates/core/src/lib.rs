@@ -15,6 +15,7 @@ pub mod digest;
 pub mod effect;
 pub mod error;
 pub mod failures;
+pub mod fernet;
 pub mod gate;
 mod interned;
 pub mod ip;

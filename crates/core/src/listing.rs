@@ -510,6 +510,7 @@ mod tests {
                 digest: Digest::from_bytes([1; 32]),
                 digest_key: Fingerprint::from_bytes([2; 8]),
                 start: "kg_live_abcd",
+                is_foreign: false,
             },
             quotas: Quotas::new(),
             allowed: Allowed::default(),

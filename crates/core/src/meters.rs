@@ -205,6 +205,15 @@ impl Meters {
         out
     }
 
+    /// As [`encode`](Self::encode); where the logs hold more than `max` bytes of memory, without them.
+    #[must_use]
+    pub fn encode_within(&self, max: usize) -> Vec<u8> {
+        if self.memory_bytes() <= max {
+            return self.encode();
+        }
+        Self { logs: Vec::new(), counts: self.counts.clone(), used_ms: self.used_ms }.encode()
+    }
+
     /// Reads what [`encode`](Self::encode) wrote; `None` for any other bytes.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {

@@ -98,6 +98,22 @@ impl<'a> Traits<'a> {
         }
     }
 
+    /// Those of a key about which nothing is known.
+    fn none() -> Self {
+        let (limits, shared) = (UnitLimits::new(), UnitLimits::new());
+        Self {
+            active: true,
+            expires_ms: None,
+            source: None,
+            login: None,
+            batch: None,
+            account: None,
+            weight: 1,
+            limits,
+            shared,
+        }
+    }
+
     /// The packed form, as effects carry it.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -320,6 +336,38 @@ impl Pool {
     #[must_use]
     pub fn history(&self, id: u64) -> Option<&History> {
         self.member(id).map(|member| &member.history)
+    }
+
+    /// What happened to a key, as bytes that [`recall`](Self::recall) reads: None if nothing did. Window logs that hold more than `max`
+    /// bytes of memory are left out.
+    #[must_use]
+    pub fn remembered(&self, id: u64, max: usize) -> Option<Vec<u8>> {
+        let member = self.member(id)?;
+        let History { meters, used_ms, cooling } = &member.history;
+        if *used_ms == 0 && cooling.is_none() && *meters == Meters::default() {
+            return None;
+        }
+        let meters = if meters.memory_bytes() <= max { meters.clone() } else { Meters::default() };
+        let history = History { meters, used_ms: *used_ms, cooling: cooling.clone() };
+        // It is the encoding of a pool of this key alone, about which nothing else is known.
+        let mut alone = Self { turns: self.turns, pass: self.pass, ..Self::default() };
+        alone.enroll(id, &Traits::none(), Some(history));
+        alone.change(id, |alone| (alone.turn, alone.pass) = (member.turn, member.pass));
+        Some(alone.encode())
+    }
+
+    /// Makes what happened to a key of this pool what [`remembered`](Self::remembered) says: of the same key in another place, or at
+    /// another time. Anything else is ignored.
+    pub fn recall(&mut self, id: u64, remembered: &[u8]) {
+        let Some(mut before) = Self::decode(remembered) else { return };
+        let Some((turn, pass, history)) = before.members.first_mut().and_then(|(of, member)| {
+            (*of == id).then(|| (member.turn, member.pass, std::mem::take(&mut member.history)))
+        }) else {
+            return;
+        };
+        self.turns = self.turns.max(before.turns);
+        self.pass = self.pass.max(before.pass);
+        self.change(id, |member| (member.turn, member.pass, member.history) = (turn, pass, history));
     }
 
     /// Makes a key what its record says; adds it if need be, with its history, which is otherwise left as it is.

@@ -32,8 +32,16 @@ pub const MAX_WEIGHT: u32 = 1_000_000;
 const VERSION: u8 = 1;
 
 /// That of a record with something that version 1 has no room for: of a vault key the limits of its account, or that it was
-/// rejected; of an API key quotas, the addresses it may be used from, or that it was rotated; of an organization quotas.
+/// rejected; of an API key quotas, the addresses it may be used from, that it was rotated, or that it was made elsewhere; of an
+/// organization quotas.
 const VERSION_2: u8 = 2;
+
+/// The raw key of now was made elsewhere.
+const FOREIGN_NOW: u8 = 1;
+
+/// The one before it was.
+const FOREIGN_BEFORE: u8 = 2;
+
 const VAULT: u8 = 1;
 const API: u8 = 2;
 const ORG: u8 = 3;
@@ -251,6 +259,8 @@ pub struct Issued<'a> {
     pub digest_key: Fingerprint,
     /// The visible beginning of the raw key.
     pub start: &'a str,
+    /// Whether it was made elsewhere and has not the form of ours: it has no checksum, whatever it is digested under.
+    pub is_foreign: bool,
 }
 
 /// An organization.
@@ -502,6 +512,7 @@ impl<'a> ApiRecord<'a> {
                 issued.write(packed);
                 packed.put_varint(until_ms);
             });
+            packed.put_byte(self.foreign());
         }
         Ok(packed)
     }
@@ -526,6 +537,15 @@ impl<'a> ApiRecord<'a> {
             record.quotas = read_quotas(&mut fields)?;
             record.allowed = Allowed::from_packed(fields.bytes()?)?;
             record.previous = fields.option(|fields| Some((Issued::read(fields)?, fields.varint()?)))?;
+            let foreign = fields.byte()?;
+            record.issued.is_foreign = foreign & FOREIGN_NOW != 0;
+            if let Some((previous, _)) = &mut record.previous {
+                previous.is_foreign = foreign & FOREIGN_BEFORE != 0;
+            }
+            // Bits that say nothing are not set.
+            if foreign != record.foreign() {
+                return None;
+            }
         }
         fields.is_empty().then_some(record)
     }
@@ -546,8 +566,23 @@ impl<'a> ApiRecord<'a> {
         (previous.digest.matches(digest) && now_ms < *until_ms).then_some(previous)
     }
 
+    /// How many of its raw keys, that of now and the one before it, were made elsewhere.
+    #[must_use]
+    pub const fn foreign_keys(&self) -> u32 {
+        self.foreign().count_ones()
+    }
+
+    /// Which of its raw keys were made elsewhere, as it is written.
+    const fn foreign(&self) -> u8 {
+        let now = if self.issued.is_foreign { FOREIGN_NOW } else { 0 };
+        match &self.previous {
+            Some((previous, _)) if previous.is_foreign => now | FOREIGN_BEFORE,
+            _ => now,
+        }
+    }
+
     fn needs_version_2(&self) -> bool {
-        !self.quotas.is_empty() || !self.allowed.is_empty() || self.previous.is_some()
+        !self.quotas.is_empty() || !self.allowed.is_empty() || self.previous.is_some() || self.issued.is_foreign
     }
 
     fn in_range(&self) -> bool {
@@ -574,6 +609,7 @@ impl<'a> Issued<'a> {
             digest: Digest::from_bytes(*fields.array()?),
             digest_key: Fingerprint::from_bytes(*fields.array()?),
             start: fields.text()?,
+            is_foreign: false,
         })
     }
 
@@ -782,7 +818,16 @@ mod tests {
     }
 
     fn issued() -> Issued<'static> {
-        Issued { digest: digest(), digest_key: Fingerprint::from_bytes(*b"fingerpr"), start: "kg_live_003aUl" }
+        Issued {
+            digest: digest(),
+            digest_key: Fingerprint::from_bytes(*b"fingerpr"),
+            start: "kg_live_003aUl",
+            is_foreign: false,
+        }
+    }
+
+    fn foreign() -> Issued<'static> {
+        Issued { is_foreign: true, ..issued() }
     }
 
     fn quotas() -> Quotas<'static> {
@@ -840,6 +885,9 @@ mod tests {
             Record::Api(second_api()),
             Record::Api(ApiRecord { quotas: quotas(), ..api() }),
             Record::Api(ApiRecord { allowed: allowed(), ..api() }),
+            Record::Api(ApiRecord { issued: foreign(), ..api() }),
+            Record::Api(ApiRecord { previous: Some((foreign(), 1)), ..api() }),
+            Record::Api(ApiRecord { issued: foreign(), previous: Some((foreign(), 1)), ..api() }),
         ]
     }
 
@@ -910,11 +958,19 @@ mod tests {
         let until = [0x80, 0xa0, 0xf1, 0xc2, 0xb1, 0x34];
         let previous = [&[1][..], &[0xd2; 32], b"fingerpr", &[14], b"kg_live_before", &until].concat();
         let first = first.encode().unwrap();
-        let expected = [&[2][..], &first[1..], &quotas, &allowed, &previous].concat();
+        let expected = [&[2][..], &first[1..], &quotas, &allowed, &previous, &[0]].concat();
         assert_eq!(record.encode().unwrap(), expected);
         // What version 1 has room for is not written as version 2.
-        let needless = [&[2][..], &first[1..], &[0, 0, 0]].concat();
+        let needless = [&[2][..], &first[1..], &[0, 0, 0, 0]].concat();
         assert_eq!(ApiRecord::decode(&needless), Err(Error::Damaged { what: KEY_RECORD }));
+        let made_elsewhere = ApiRecord { issued: foreign(), ..api() };
+        let expected = [&[2][..], &first[1..], &[0, 0, 0, 1]].concat();
+        assert_eq!(made_elsewhere.encode().unwrap(), expected);
+        // What is said of a raw key that there is not, or in bits that there are not, is damage.
+        for foreign in [2, 3, 4, 5, 0xff] {
+            let packed = [&[2][..], &first[1..], &[0, 0, 0, foreign]].concat();
+            assert_eq!(ApiRecord::decode(&packed), Err(Error::Damaged { what: KEY_RECORD }), "{foreign}");
+        }
         let org = OrgRecord { quotas: super::tests::quotas(), ..org() };
         let first = OrgRecord { quotas: Quotas::new(), ..org.clone() }.encode().unwrap();
         assert_eq!(org.encode().unwrap(), [&[2][..], &first[1..], &quotas].concat());
@@ -929,6 +985,21 @@ mod tests {
         assert_eq!(record.issued_as(&old.digest, until_ms), None);
         assert_eq!(record.issued_as(&Digest::from_slice(&[0; 32]).unwrap(), 0), None);
         assert_eq!(api().issued_as(&old.digest, 0), None);
+    }
+
+    #[test]
+    fn the_raw_keys_of_a_record_that_were_made_elsewhere_are_counted() {
+        let before = |issued| Some((issued, 1));
+        for (issued, previous, expected) in [
+            (issued(), None, 0),
+            (issued(), before(issued()), 0),
+            (foreign(), None, 1),
+            (issued(), before(foreign()), 1),
+            (foreign(), before(issued()), 1),
+            (foreign(), before(foreign()), 2),
+        ] {
+            assert_eq!(ApiRecord { issued, previous, ..api() }.foreign_keys(), expected);
+        }
     }
 
     #[test]
@@ -1080,7 +1151,7 @@ mod tests {
 
         #[test]
         fn what_a_changed_record_gives_can_be_written_again(
-            sample in 0..9_usize, changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..4),
+            sample in 0..12_usize, changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..4),
         ) {
             let mut packed = samples()[sample].encode().unwrap();
             for (index, byte) in changes {

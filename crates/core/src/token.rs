@@ -23,6 +23,9 @@ pub const BODY_BYTES: usize = 43;
 /// Characters of the checksum.
 pub const CHECKSUM_BYTES: usize = 6;
 
+/// The longest raw key that was made elsewhere, in bytes.
+pub const MAX_FOREIGN_BYTES: usize = 1024;
+
 /// How much of the body may be shown: 6 characters of 43 leave 220 bits.
 pub const SHOWN_BODY_BYTES: usize = 6;
 
@@ -122,6 +125,18 @@ pub fn start_of(raw: &[u8]) -> Option<&str> {
     }
     let hidden = BODY_BYTES - SHOWN_BODY_BYTES + CHECKSUM_BYTES;
     str::from_utf8(raw.get(..raw.len().checked_sub(hidden)?)?).ok()
+}
+
+/// What a raw key starts with that comes in the place of another, whose visible beginning is known. Of a foreign one nobody knows
+/// where the prefix ended: it is [`Prefix::default`] if it begins so, else all up to the last `_`, else nothing.
+#[must_use]
+pub fn prefix_after(start: &str, is_foreign: bool) -> Prefix<'_> {
+    let known = match (is_foreign, start.starts_with(Prefix::default().as_str())) {
+        (false, _) => start.len().checked_sub(SHOWN_BODY_BYTES).and_then(|length| start.get(..length)),
+        (true, true) => Some(Prefix::default().as_str()),
+        (true, false) => start.rfind('_').and_then(|last| start.get(..=last)),
+    };
+    Prefix::parse(known.unwrap_or_default().as_bytes()).unwrap_or_default()
 }
 
 fn is_prefix_byte(byte: u8) -> bool {
@@ -250,6 +265,23 @@ mod tests {
     #[test]
     fn a_key_does_not_print_itself() {
         assert_eq!(format!("{:?}", RawKey::new(&Prefix::default(), &[1; 32])), "RawKey(..)");
+    }
+
+    #[test]
+    fn a_key_starts_with_what_the_one_before_it_started_with() {
+        for (start, is_foreign, prefix) in [
+            ("kg_live_003aUl", false, "kg_live_"),
+            ("003aUl", false, ""),
+            ("acme-003aUl", false, "acme-"),
+            ("kg_live_ab_c", true, "kg_live_"),
+            ("sk_test_abcd", true, "sk_test_"),
+            ("abcdefghijkl", true, ""),
+            ("a!b_cdefghij", true, "kg_live_"),
+            ("x", false, ""),
+            ("", true, ""),
+        ] {
+            assert_eq!(prefix_after(start, is_foreign).as_str(), prefix, "{start}");
+        }
     }
 
     proptest! {

@@ -322,6 +322,11 @@ impl StoreStats {
         self.hours.0.iter().copied()
     }
 
+    /// The minutes in which something was counted and that are kept, in order: their numbers, counted from 1970 on.
+    pub fn minutes(&self) -> impl Iterator<Item = (u32, Tally)> {
+        self.minutes.0.iter().copied()
+    }
+
     /// What was counted in this minute and the 60 before it; and in minutes that lie ahead, where the clock went back.
     #[must_use]
     pub fn last_hour(&self, now_ms: u64) -> Tally {

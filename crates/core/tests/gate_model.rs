@@ -82,7 +82,12 @@ fn digest(secret: u8, key: usize) -> Digest {
 }
 
 fn issued(secret: u8, key: usize) -> Issued<'static> {
-    Issued { digest: digest(secret, key), digest_key: Fingerprint::from_bytes([7; 8]), start: "kg_live_abcdef" }
+    Issued {
+        digest: digest(secret, key),
+        digest_key: Fingerprint::from_bytes([7; 8]),
+        start: "kg_live_abcdef",
+        is_foreign: false,
+    }
 }
 
 fn unit_limits(limits: &[(usize, u64, u64)]) -> UnitLimits<'static> {

@@ -640,6 +640,48 @@ fn a_key_that_moves_takes_its_windows_along() {
 }
 
 #[test]
+fn a_pool_made_again_goes_on_where_it_was() {
+    let traits = Traits { limits: unit_limits(&[("requests", 3, 1000)]), weight: 2, ..plain() };
+    for order in Order::WORDS.map(|(_, order)| order) {
+        let mut pool = pool_of(4, &traits);
+        pool.enroll(5, &Traits { active: false, ..traits.clone() }, None);
+        for now_ms in [0, 1, 5, 9, 400, 401] {
+            acquire(&mut pool, &ask(order), START_MS + now_ms, now_ms).unwrap();
+        }
+        pool.cool(2, Some(Cooling { until_ms: START_MS + 700, count: 2, throttled_ms: START_MS + 401 }));
+        let mut again = pool_of(4, &traits);
+        again.enroll(5, &Traits { active: false, ..traits.clone() }, None);
+        for id in 1..=5 {
+            match pool.remembered(id, usize::MAX) {
+                Some(remembered) => again.recall(id, &remembered),
+                None => assert_eq!(pool.history(id).unwrap().used_ms, 0, "nothing happened to it"),
+            }
+        }
+        assert_eq!(again.encode(), pool.encode(), "{order:?}");
+        // What is no memory of this key changes nothing.
+        let remembered = pool.remembered(2, usize::MAX).unwrap();
+        again.recall(3, &remembered);
+        again.recall(2, b"");
+        again.recall(2, remembered.split_last().unwrap().1);
+        assert_eq!(again.encode(), pool.encode(), "{order:?}");
+        for now_ms in [402, 701, 1_002] {
+            let [at_ms, random] = [START_MS + now_ms, now_ms];
+            assert_eq!(acquire(&mut again, &ask(order), at_ms, random), acquire(&mut pool, &ask(order), at_ms, random));
+        }
+    }
+}
+
+#[test]
+fn windows_that_are_too_large_are_not_remembered() {
+    let mut pool = pool_of(1, &Traits { limits: unit_limits(&[("requests", 1000, 1000)]), ..plain() });
+    (0..500).for_each(|_| _ = acquire(&mut pool, &ask(Order::Expiry), START_MS, 0));
+    let mut again = pool_of(1, &plain());
+    again.recall(1, &pool.remembered(1, 64).unwrap());
+    assert!(again.history(1).unwrap().meters.log("requests").is_none());
+    assert_eq!(again.history(1).unwrap().used_ms, pool.history(1).unwrap().used_ms);
+}
+
+#[test]
 fn one_key_left_of_ten_thousand_is_found_without_looking_at_the_others() {
     let limits = unit_limits(&[("requests", 1, 3_600_000)]);
     for order in Order::WORDS.map(|(_, order)| order) {
