@@ -15,6 +15,8 @@ use keyguard_core::quota::{Period, Used};
 use keyguard_core::record::{UnitLimit, UnitLimits};
 use keyguard_core::usage::{Counts, HOUR_MS, KeyDays, Row, StoreStats, Tally, Totals, UsageBatch};
 use keyguard_core::window::WindowLog;
+use keyguard_fuzz::sound_file;
+use keyguard_snapshot::read::Format;
 
 const START_MS: u64 = 1_800_000_000_000;
 
@@ -184,6 +186,15 @@ fn main() {
         ("whole_rules", Effect::Whole { value: WholeValue::Rules(&Rules::new().encode()) }),
     ] {
         write("effect_decode", name, &effect.encode().expect("an effect can be packed"));
+    }
+
+    // A file of the Python packages, and changes to a sound one of each format.
+    write("snapshot_read", "keyguard", &[&[1], &*sound_file(Format::Keyguard)].concat());
+    write("snapshot_read", "simple_keystore", &[&[2], &*sound_file(Format::SimpleKeystore)].concat());
+    for (format, name) in ["snapshot", "keyguard", "simple_keystore"].iter().enumerate() {
+        write("snapshot_read", &format!("{name}_unchanged"), &[4 | format as u8]);
+        let changes = [[0x1f, 0xf0, 1, 7], [0x0f, 0x00, 2, 0xff], [0x00, 0x70, 1, 1]].concat();
+        write("snapshot_read", &format!("{name}_changed"), &[&[4 | format as u8], &*changes].concat());
     }
 }
 
