@@ -14,10 +14,12 @@ python=$project/target/python/bin/python
 node_modules=$project/target/node/node_modules axum_gate=$project/target/axum_gate/debug/axum_gate
 # shellcheck disable=SC2034 # read by the scripts
 comparison=$project/target/comparison
+# shellcheck disable=SC2034 # read by the scripts
+predecessors=$project/target/predecessors
 
 if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' green=$'\e[32m' red=$'\e[31m' plain=$'\e[0m'; else bold='' dim='' green='' red='' plain=''; fi
 # shellcheck disable=SC2034 # read by the scripts
-readonly project target module servers python node_modules axum_gate comparison bold dim green red plain
+readonly project target module servers python node_modules axum_gate comparison predecessors bold dim green red plain
 
 # say LINE...
 say() { printf '%s\n' "$@"; }
@@ -80,6 +82,7 @@ python_packages="async-timeout==5.0.1 redis==8.1.0 hiredis==3.5.0 fastapi==0.165
     typing-inspection==0.4.5 opentelemetry-api==1.45.2 uvicorn==0.54.0 uvloop==0.23.0 httptools==0.9.0 h11==0.16.0 click==8.5.1"
 comparison_packages="keyguard_python==0.3.0 SQLAlchemy==2.1.9 greenlet==3.5.6 aiosqlite==0.22.1 pydantic-settings==2.16.3
     python-dotenv==1.2.4 passlib==1.7.4"
+predecessors_packages="simple_keystore==0.10.0 cryptography==50.0.2 cffi==2.1.1 pycparser==3.12 tabulate==0.10.0"
 node_packages="express@5.3.0 redis@6.3.1"
 
 # need_examples: a Python in $python and packages for Node in $node_modules for the test of the examples, and in $axum_gate the one
@@ -97,6 +100,11 @@ need_examples() {
 need_comparison() {
     has wrk || install_missing wrk
     made_from "$python_packages $comparison_packages" "$comparison" fetch_python_packages
+}
+
+# need_predecessors: in $predecessors, the two Python packages that snapshots are written for and imports come from.
+need_predecessors() {
+    made_from "$python_packages $comparison_packages $predecessors_packages" "$predecessors" fetch_python_packages
 }
 
 # made_from LIST FOLDER COMMAND: COMMAND makes the folder from the list, unless that has been done.

@@ -22,7 +22,7 @@ const USE: [&str; 10] = [
     "kg.remaining",
     "kg.settle",
 ];
-const SECRETS: [&str; 5] = ["kg.acquire", "kg.findkey", "kg.newkey", "kg.reveal", "kg.rotate"];
+const SECRETS: [&str; 6] = ["kg.acquire", "kg.findkey", "kg.newkey", "kg.reveal", "kg.rotate", "kg.snapshot"];
 const READ: [&str; 13] = [
     "kg.checkip",
     "kg.countkeys",
@@ -38,7 +38,7 @@ const READ: [&str; 13] = [
     "kg.usability",
     "kg.usage",
 ];
-const ADMIN: [&str; 15] = [
+const ADMIN: [&str; 16] = [
     "kg.addkey",
     "kg.addorg",
     "kg.allowip",
@@ -46,6 +46,7 @@ const ADMIN: [&str; 15] = [
     "kg.delkey",
     "kg.delorg",
     "kg.delstore",
+    "kg.import",
     "kg.keyring",
     "kg.rekey",
     "kg.revoke",

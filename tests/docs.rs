@@ -4,9 +4,14 @@ use std::{fs, path::Path};
 
 use redis::Value;
 
-use crate::harness::{Client, Reply, Sut, args, server_tests};
+use crate::harness::{Client, Reply, Sut, args, eventually, expect, populate_store, server_tests};
 
-server_tests![the_reference_is_what_the_server_knows, the_examples_run_as_printed, the_recipes_for_users_are_accepted,];
+server_tests![
+    the_reference_is_what_the_server_knows,
+    the_examples_run_as_printed,
+    the_recipes_for_users_are_accepted,
+    the_restore_drill_runs_as_printed,
+];
 
 fn the_reference_is_what_the_server_knows(sut: &Sut) {
     let server = sut.server();
@@ -62,6 +67,56 @@ fn the_recipes_for_users_are_accepted(sut: &Sut) {
     for recipe in recipes {
         c.ok(recipe);
     }
+}
+
+/// On a server that has the store, then on one that has its keyring and nothing else.
+fn the_restore_drill_runs_as_printed(sut: &Sut) {
+    let readme = readme();
+    let drill = readme.split("**Restore drill.**").nth(1).unwrap().split("\n**").next().unwrap();
+    let commands: Vec<&str> = drill.lines().filter_map(|line| line.strip_prefix("    redis-cli ")).collect();
+    assert_eq!(commands.len(), 6, "{commands:?}");
+    let old = sut.setup().counting_usage().start();
+    let mut c = old.client();
+    let sample = populate_store(&mut c);
+    let run = |c: &mut Client, command: &str| {
+        let mut reply = c.ok(command);
+        if command.ends_with("STATUS") {
+            reply = eventually("it having ended", || {
+                let reply = c.ok(command);
+                expect(reply.field("state").text() != "running", || format!("{reply:?}")).map(|()| reply)
+            });
+            assert_eq!(reply.field("state").text(), "done", "{command}: {reply:?}");
+        }
+        reply
+    };
+    // What was counted last is in the snapshot when it has been written down.
+    eventually("the usage being written", || {
+        let waiting = c.info_number("keyguard", "keyguard_usage_stores_waiting");
+        expect(waiting == 0, || format!("{waiting}"))
+    });
+    let (snapshot, import) = commands.split_at(2);
+    snapshot.iter().for_each(|command| drop(run(&mut c, command)));
+    let of = |c: &mut Client, command: &str| format!("{:?}", c.ok(command));
+    let looks = ["KG.STATS acme", "KG.LISTORGS acme", "KG.GETORG acme shop", "KG.USAGE acme", "KG.COUNTKEYS acme"];
+    let before = looks.map(|look| of(&mut c, look));
+
+    let new = sut.setup().counting_usage().start();
+    fs::copy(old.directory().join("snapshots/drill.sqlite"), new.directory().join("snapshots/drill.sqlite")).unwrap();
+    let mut c = new.client();
+    let (check, real) = import.split_at(2);
+    let told = check.iter().map(|command| run(&mut c, command)).collect::<Vec<_>>().pop().unwrap();
+    assert_eq!(c.ok("DBSIZE").int(), 0, "a look changes nothing");
+    let done = real.iter().map(|command| run(&mut c, command)).collect::<Vec<_>>().pop().unwrap();
+    for field in ["imported", "skipped", "api_keys", "vault_keys", "organizations"] {
+        assert_eq!(told.field(field), done.field(field), "{field}");
+    }
+    assert_eq!(done.field("skipped").int(), 0, "{done:?}");
+    for (look, before) in looks.iter().zip(before) {
+        assert_eq!(of(&mut c, look), before, "{look}");
+    }
+    assert_eq!(c.code(format!("KG.AUTH acme {}", sample.plain)), "VALID");
+    assert_eq!(c.code(format!("KG.AUTH acme {}", sample.revoked)), "DISABLED");
+    assert_eq!(c.ok("KG.REVEAL acme 1").text(), old.client().ok("KG.REVEAL acme 1").text());
 }
 
 /// The whole syntax of a command, as the reference prints it.

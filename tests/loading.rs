@@ -437,6 +437,7 @@ fn describes_its_commands(sut: &Sut) {
             "KG.LISTIPS",
             "KG.STATS",
             "KG.USAGE",
+            "KG.SNAPSHOT",
         ];
         assert_eq!(flags.contains(&"RO".to_owned()), reads.contains(&&*name), "{name}: {flags:?}");
     }

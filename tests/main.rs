@@ -8,7 +8,8 @@
 //! `KEYGUARD_SERVERS` names the folder with one folder per server (default `target/servers`), `KEYGUARD_MODULE` the module
 //! (default `target/release/libkeyguard.so`). The examples run with a Python at `KEYGUARD_PYTHON` (default
 //! `target/python/bin/python`), packages for Node at `KEYGUARD_NODE_MODULES` (default `target/node/node_modules`), and, built, at
-//! `KEYGUARD_AXUM_GATE` (default `target/axum_gate/debug/axum_gate`). `KEYGUARD_ONLY_SERVER` narrows the run to one server,
+//! `KEYGUARD_AXUM_GATE` (default `target/axum_gate/debug/axum_gate`). `KEYGUARD_PREDECESSORS` names a Python that has keyguard_python and
+//! simple_keystore (default `target/predecessors/bin/python`). `KEYGUARD_ONLY_SERVER` narrows the run to one server,
 //! `KEYGUARD_FUZZ` sets the number of damaged payloads per type, `KEYGUARD_SEED` repeats a random test of API keys,
 //! `KEYGUARD_ACQUIRE_SECONDS` how long many workers ask for keys.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
@@ -29,13 +30,16 @@ mod gate;
 mod harness;
 mod hostile;
 mod http;
+mod import;
 mod keyguard_python;
 mod keystore;
 mod listing;
 mod loading;
+mod predecessors;
 mod replication;
 mod rotation;
 mod secrecy;
+mod snapshot;
 mod stores;
 mod usage;
 mod vault;
@@ -69,6 +73,7 @@ fn main() -> ExitCode {
         waiting::TESTS,
         claim::TESTS,
         vault::TESTS,
+        snapshot::TESTS,
         keystore::TESTS,
         keyguard_python::TESTS,
         listing::TESTS,
@@ -78,6 +83,7 @@ fn main() -> ExitCode {
         addresses::TESTS,
         apikeys::TESTS,
         foreign::TESTS,
+        import::TESTS,
         secrecy::TESTS,
         acl::TESTS,
         loading::TESTS,
@@ -85,9 +91,9 @@ fn main() -> ExitCode {
         examples::TESTS,
     ];
     let mut trials = Vec::new();
-    // What the examples over HTTP ask is proved on every server by others; they themselves run on one.
+    // What the examples over HTTP and the Python packages ask is proved on every server by others; they themselves run on one.
     let on_all = tables.into_iter().map(|table| (table, &*servers));
-    for (table, servers) in on_all.chain([(http::TESTS, &servers[..1])]) {
+    for (table, servers) in on_all.chain([(http::TESTS, &servers[..1]), (predecessors::TESTS, &servers[..1])]) {
         for test in table {
             for server in servers {
                 let server = server.clone();

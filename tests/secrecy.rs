@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use aho_corasick::AhoCorasick;
 use base64::{
     Engine,
-    engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD},
+    engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD},
 };
 use rand::RngExt;
 use redis::Value;
@@ -121,6 +121,11 @@ fn no_secret_reaches_any_channel(sut: &Sut) {
     leave_traces(&mut c, &plain, &mut errors);
     use_secrets(&primary, &plain, &mut canaries, &mut errors);
     rotate(&primary, &replica, &mut canaries, &mut errors);
+    primary.wait_for(&replica);
+    for server in [&primary, &replica] {
+        write_snapshots(&mut server.client(), &mut errors);
+    }
+    import_snapshots(&mut primary.client(), &mut canaries, &mut errors);
     let keyring = fs::read_to_string(primary.keyring_file()).unwrap();
     let keyring: serde_json::Value = serde_json::from_str(&keyring).unwrap();
     for key in keyring["keys"].as_array().unwrap() {
@@ -128,6 +133,10 @@ fn no_secret_reaches_any_channel(sut: &Sut) {
         canaries.add("the keyring's key in base64", root.as_bytes());
         canaries.add("the keyring's key", &STANDARD.decode(root).unwrap());
     }
+    let fernet = keyring["fernet"]["old"].as_str().unwrap();
+    canaries.add("the keyring's Fernet key in base64", fernet.as_bytes());
+    canaries.add("the keyring's Fernet key", &URL_SAFE.decode(fernet).unwrap());
+    canaries.add("the keyring's pepper", keyring["peppers"]["old"].as_str().unwrap().as_bytes());
 
     c.ok("SET the end");
     primary.wait_for(&replica);
@@ -178,7 +187,18 @@ fn no_secret_reaches_any_channel(sut: &Sut) {
             channels.extend(files(server.directory()));
         }
     }
-    let kinds = ["appendonly.aof", "dump.rdb", "server.log", "INFO", "ACL LOG", "SLOWLOG", "MONITOR", "error texts"];
+    let kinds = [
+        "appendonly.aof",
+        "dump.rdb",
+        "sealed.sqlite",
+        "fernet.sqlite",
+        "server.log",
+        "INFO",
+        "ACL LOG",
+        "SLOWLOG",
+        "MONITOR",
+        "error texts",
+    ];
     for kind in kinds {
         let of_kind: Vec<_> = channels.iter().filter(|(name, _)| name.contains(kind)).collect();
         assert!(!of_kind.is_empty(), "{kind} is among the channels");
@@ -336,12 +356,50 @@ fn use_secrets(primary: &Server, plain: &str, canaries: &mut Canaries, errors: &
     }
 }
 
+/// The store as files: with its secrets sealed, and under a Fernet key.
+fn write_snapshots(c: &mut Client, errors: &mut Vec<String>) {
+    for command in ["KG.SNAPSHOT acme TO sealed.sqlite", "KG.SNAPSHOT acme TO fernet.sqlite FERNET old"] {
+        c.ok(command);
+        let ended = eventually("the snapshot ending", || {
+            let status = c.ok("KG.SNAPSHOT acme STATUS");
+            expect(status.field("state").text() != "running", || format!("{status:?}")).map(|()| status)
+        });
+        assert_eq!(ended.field("state").text(), "done", "{ended:?}");
+        errors.push(String::from_utf8_lossy(&flat(&ended)).into_owned());
+    }
+    errors.push(c.err(args!["KG.SNAPSHOT", "acme", "TO", "x", "FERNET", canary()]));
+}
+
+/// The same files come back, into stores of other names.
+fn import_snapshots(c: &mut Client, canaries: &mut Canaries, errors: &mut Vec<String>) {
+    let calls = [("copy", "sealed.sqlite FORMAT snapshot"), ("own", "fernet.sqlite FORMAT simple_keystore FERNET old")];
+    for (store, rest) in calls {
+        c.ok(format!("KG.IMPORT {store} FROM {rest}"));
+        let ended = eventually("the import ending", || {
+            let status = c.ok(args!["KG.IMPORT", store, "STATUS"]);
+            expect(status.field("state").text() != "running", || format!("{status:?}")).map(|()| status)
+        });
+        assert_eq!(ended.field("state").text(), "done", "{ended:?}");
+        assert!(ended.field("vault_keys").int() > 0, "{ended:?}");
+        errors.push(String::from_utf8_lossy(&flat(&ended)).into_owned());
+    }
+    // Those who take a secret for its label.
+    for (format, option) in [("keyguard", "PEPPER"), ("simple_keystore", "FERNET")] {
+        let secret = canary();
+        canaries.add("a secret in the place of a label", secret.as_bytes());
+        errors.push(c.err(args!["KG.IMPORT", "copy", "FROM", "x", "FORMAT", format, option, secret]));
+    }
+}
+
 /// A newer key comes into the keyring, after files that are none, and the vault is sealed again under it.
 fn rotate(primary: &Server, replica: &Server, canaries: &mut Canaries, errors: &mut Vec<String>) {
     let file = fs::read_to_string(primary.keyring_file()).unwrap();
     let mut keyring: serde_json::Value = serde_json::from_str(&file).unwrap();
     let new: [u8; 32] = rand::rng().random();
     keyring["keys"].as_array_mut().unwrap().push(serde_json::json!({ "key": STANDARD.encode(new) }));
+    let fernet: [u8; 32] = rand::rng().random();
+    keyring["fernet"] = serde_json::json!({ "old": URL_SAFE.encode(fernet) });
+    keyring["peppers"] = serde_json::json!({ "old": canary() });
     for server in [replica, primary] {
         let mut c = server.client();
         let broken = canary();

@@ -323,7 +323,7 @@ fn a_store_must_exist_and_be_ours(sut: &Sut) {
         }
         assert!(with_store("text").starts_with("WRONGTYPE "), "{name}");
         assert!(with_store("foreign").starts_with("BADSTORE "), "{name}");
-        if !["KG.ADDKEY", "KG.ADDORG", "KG.ALLOWIP", "KG.BLOCKIP", "KG.SETSTORE"].contains(&&*name) {
+        if !["KG.ADDKEY", "KG.ADDORG", "KG.ALLOWIP", "KG.BLOCKIP", "KG.SETSTORE", "KG.IMPORT"].contains(&&*name) {
             let text = with_store("nobody");
             assert!(text.starts_with("NOSTORE "), "{name}: {text}");
         }
@@ -445,6 +445,8 @@ fn is_kept_out_of_scripts(sut: &Sut) {
         "KG.REVOKE",
         "KG.AUTH",
         "KG.CHECK",
+        "KG.SNAPSHOT",
+        "KG.IMPORT",
     ];
     for command in crate::harness::commands(&sample) {
         if closed.iter().any(|name| name.as_bytes() == command[0]) {

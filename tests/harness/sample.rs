@@ -339,6 +339,10 @@ pub fn commands(sample: &Sample) -> Vec<Vec<Vec<u8>>> {
         args!["KG.REKEY", "acme", "STOP"],
         args!["KG.DELKEY", "acme", "2"],
         args!["KG.DELKEY", "acme", "MATCH", "TYPE", "vault", "NAME", "mail2"],
+        args!["KG.SNAPSHOT", "acme", "TO", "acme.sqlite"],
+        args!["KG.SNAPSHOT", "acme", "STATUS"],
+        args!["KG.IMPORT", "acme", "FROM", "nothing.sqlite", "FORMAT", "snapshot", "CHECK", "ONCONFLICT", "replace"],
+        args!["KG.IMPORT", "acme", "STATUS"],
         args!["KG.APPLY", "rl:few", "payload"],
     ]
 }

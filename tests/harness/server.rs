@@ -40,6 +40,7 @@ pub struct Setup {
     environment: Vec<(String, String)>,
     configuration: Option<PathBuf>,
     cluster: bool,
+    files_at_most: Option<u64>,
 }
 
 impl Setup {
@@ -53,6 +54,7 @@ impl Setup {
             environment: Vec::new(),
             configuration: None,
             cluster: false,
+            files_at_most: None,
         };
         setup.keyring(KEYRING)
     }
@@ -74,8 +76,17 @@ impl Setup {
         fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&file).unwrap();
         fs::write(&file, content).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
-        let path = file.display().to_string();
-        self.module = Some(["keyring-file", &path, "usage", "no"].map(str::to_owned).to_vec());
+        let snapshots = self.directory.path().join("snapshots");
+        fs::create_dir_all(&snapshots).unwrap();
+        let (path, snapshots) = (file.display().to_string(), snapshots.display().to_string());
+        let arguments = ["keyring-file", &path, "snapshot-dir", &snapshots, "usage", "no"];
+        self.module = Some(arguments.map(str::to_owned).to_vec());
+        self
+    }
+
+    /// No file of the server may grow beyond this size, in bytes: a write that would is an error, as on a full disk.
+    pub fn files_at_most(mut self, bytes: u64) -> Self {
+        self.files_at_most = Some(bytes);
         self
     }
 
@@ -282,7 +293,16 @@ impl Server {
     fn spawn(&mut self) {
         let [port, bus_port] = self.ports;
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file()).unwrap();
-        let mut command = Command::new(&self.setup.sut.program);
+        let mut command = match self.setup.files_at_most {
+            None => Command::new(&self.setup.sut.program),
+            Some(bytes) => {
+                // The signal that would end the server is ignored, also by what the shell turns into.
+                let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"", bytes / 512);
+                let mut shell = Command::new("sh");
+                shell.arg("-c").arg(script).arg(&self.setup.sut.program);
+                shell
+            }
+        };
         if let Some(file) = &self.setup.configuration {
             command.arg(file).args(["--port", &port.to_string()]).args(&self.setup.arguments);
         } else {
