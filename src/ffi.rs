@@ -793,7 +793,7 @@ pub fn lower_priority() {
     // SAFETY: takes numbers only; there, the priority of process 0 is that of the calling thread. That it may be refused does no
     // harm.
     unsafe {
-        libc::setpriority(libc::PRIO_PROCESS, 0, 10);
+        libc::setpriority(libc::PRIO_PROCESS, 0, 19);
     }
 }
 
