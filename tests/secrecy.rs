@@ -123,7 +123,7 @@ fn no_secret_reaches_any_channel(sut: &Sut) {
     rotate(&primary, &replica, &mut canaries, &mut errors);
     primary.wait_for(&replica);
     for server in [&primary, &replica] {
-        write_snapshots(&mut server.client(), &mut errors);
+        write_snapshots(&mut server.client(), &mut canaries, &mut errors);
     }
     import_snapshots(&mut primary.client(), &mut canaries, &mut errors);
     let keyring = fs::read_to_string(primary.keyring_file()).unwrap();
@@ -357,7 +357,7 @@ fn use_secrets(primary: &Server, plain: &str, canaries: &mut Canaries, errors: &
 }
 
 /// The store as files: with its secrets sealed, and under a Fernet key.
-fn write_snapshots(c: &mut Client, errors: &mut Vec<String>) {
+fn write_snapshots(c: &mut Client, canaries: &mut Canaries, errors: &mut Vec<String>) {
     for command in ["KG.SNAPSHOT acme TO sealed.sqlite", "KG.SNAPSHOT acme TO fernet.sqlite FERNET old"] {
         c.ok(command);
         let ended = eventually("the snapshot ending", || {
@@ -367,7 +367,15 @@ fn write_snapshots(c: &mut Client, errors: &mut Vec<String>) {
         assert_eq!(ended.field("state").text(), "done", "{ended:?}");
         errors.push(String::from_utf8_lossy(&flat(&ended)).into_owned());
     }
-    errors.push(c.err(args!["KG.SNAPSHOT", "acme", "TO", "x", "FERNET", canary()]));
+    // One who gives the key itself in place of its label, with the word before it and without.
+    for words in [&["FERNET"][..], &[], &["FERNET", "old"]] {
+        let secret = canary();
+        canaries.add("a Fernet key in place of its label", secret.as_bytes());
+        let mut command = args!["KG.SNAPSHOT", "acme", "TO", "x"];
+        command.extend(words.iter().map(Argument::bytes));
+        command.push(secret.into_bytes());
+        errors.push(c.err(command));
+    }
 }
 
 /// The same files come back, into stores of other names.

@@ -28,7 +28,8 @@ impl Command for Snapshot {
         category: Category::Secrets,
         min_args: 3,
         secrets: &[],
-        secrets_from: 0,
+        // Whoever takes the Fernet key for its label shall not have shown it.
+        secrets_from: 4,
         args: &[
             Arg::key(c"store"),
             Arg::one_of(
