@@ -34,12 +34,12 @@ use crate::ffi::{self, Ctx, EntryId, Kind, Level, OwnedString, api, raw};
 use crate::native::Native;
 use crate::store::{META, Missing, Packed, Store};
 use crate::survey::Survey;
-use crate::worker::{Stop, Worker};
+use crate::worker::{Failure, Stop, Worker};
 use crate::{config, keyring, store, usage};
 
-/// How long a slice may take once it has made a step. With the pause it leaves clients more than nine tenths of the processor, and
-/// none of them waits longer for it than for another client's pipeline.
-const SLICE: Duration = Duration::from_micros(200);
+/// How long a slice may take once it has made a step. With the pause it leaves clients nineteen twentieths of the processor, and none
+/// of them waits longer for it than for another client's pipeline.
+const SLICE: Duration = Duration::from_micros(100);
 
 /// The pause after a slice, in milliseconds.
 const PAUSE_MS: i64 = 3;
@@ -65,26 +65,6 @@ const MAX_ENDED: usize = 64;
 
 /// The time between two looks at the schedule, in milliseconds.
 const SCHEDULE_MS: u64 = 1_000;
-
-/// Why an export came to nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
-    /// The file or its folder.
-    #[error("{0}")]
-    File(#[from] FileError),
-    /// The store.
-    #[error("{0}")]
-    Store(#[from] Error),
-    /// There is no such store any more.
-    #[error("the store was deleted meanwhile")]
-    Gone,
-    /// Other data stands where it was at work.
-    #[error("the data of the server was replaced meanwhile")]
-    Replaced,
-    /// The system has no thread to give, or ours has met a defect; then the log says where.
-    #[error("the thread that writes could not go on")]
-    Thread,
-}
 
 /// What is to be written where.
 #[derive(Debug, Clone)]
@@ -214,7 +194,7 @@ fn exports<T>(with: impl FnOnce(&mut Exports) -> T) -> T {
 /// Begins an export.
 ///
 /// # Errors
-/// [`Error::Busy`] while another one is at work, [`Error::SnapshotsOff`] without a folder for it.
+/// [`Error::Busy`] while another one is at work, [`Error::SnapshotsOff`] without a folder for it, and what the store fails with.
 pub fn start(ctx: Ctx<'_>, order: Order) -> keyguard_core::Result<()> {
     let folder = config::snapshot_dir().ok_or(Error::SnapshotsOff)?;
     exports(|exports| exports.leaving.retain(|worker| !worker.is_finished()));
@@ -222,6 +202,9 @@ pub fn start(ctx: Ctx<'_>, order: Order) -> keyguard_core::Result<()> {
         return Err(Error::Busy { what: "another snapshot" });
     }
     let begun_ms = ctx.milliseconds();
+    // Now, not with the timer: what comes after the reply comes after the beginning.
+    let mut walk = Walk::new(begun_ms);
+    let first = slice(ctx, &order, &mut walk)?;
     let (sender, receiver) = sync_channel(AHEAD);
     let progress = Arc::new(Progress::default());
     let (its_progress, its_order) = (Arc::clone(&progress), order.clone());
@@ -230,8 +213,7 @@ pub fn start(ctx: Ctx<'_>, order: Order) -> keyguard_core::Result<()> {
         *its_progress.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
     };
     let worker = Worker::start(Stop::default(), work).map_err(|_| Error::Internal)?;
-    let walk = Walk::new(begun_ms);
-    let job = Job { order, walk, sender: Some(sender), pending: None, progress, worker: Some(worker), begun_ms };
+    let job = Job { order, walk, sender: Some(sender), pending: Some(first), progress, worker: Some(worker), begun_ms };
     exports(|exports| {
         exports.summary.running = true;
         exports.running = Some(Box::new(job));
@@ -307,10 +289,10 @@ fn serve(ctx: Ctx<'_>) -> i64 {
         return PAUSE_MS;
     }
     if job.sender.is_some() && job.pending.is_none() {
-        match slice(ctx, &mut job) {
+        match slice(ctx, &job.order, &mut job.walk) {
             Ok(message) => job.pending = Some(message),
             Err(error) => {
-                break_off(ctx, *job, if error == Error::NoStore { Failure::Gone } else { Failure::Store(error) });
+                break_off(ctx, *job, error.into());
                 return PAUSE_MS;
             }
         }
@@ -331,14 +313,14 @@ fn serve(ctx: Ctx<'_>) -> i64 {
 }
 
 /// Copies what comes next.
-fn slice(ctx: Ctx<'_>, job: &mut Job) -> keyguard_core::Result<Message> {
-    ctx.select_database(job.order.database);
-    let header = OwnedString::new(job.order.store.as_bytes());
+fn slice(ctx: Ctx<'_>, order: &Order, walk: &mut Walk) -> keyguard_core::Result<Message> {
+    ctx.select_database(order.database);
+    let header = OwnedString::new(order.store.as_bytes());
     let name = StoreName::parse(header.name().bytes())?;
     let store = Store::open(ctx, (name, header.name()), Missing::Refuse)?;
     let begun = Instant::now();
     let mut batch = Batch::default();
-    while !job.walk.step(&store, &mut batch)? {
+    while !walk.step(&store, &mut batch)? {
         if begun.elapsed() >= SLICE || batch.bytes >= SLICE_BYTES {
             return Ok(Message::Items(batch.items));
         }

@@ -54,7 +54,7 @@ use crate::ffi::{self, Ctx, EntryId, Kind, Level, OwnedString, api, raw, to_c_st
 use crate::store::{
     Fields, IP_THRESHOLD, META, Missing, Store, TZ, USAGE_FROM, api_fields, org_fields, place, place_in, vault_fields,
 };
-use crate::worker::{Stop, Worker};
+use crate::worker::{Failure, Stop, Worker};
 use crate::{config, keyring, server, usage};
 
 /// How long a slice may take, once it has done one row: half of what anything may hold the server up.
@@ -92,26 +92,6 @@ const MAX_VALUE: usize = 1 << 20;
 
 /// How many lines of the usage log are written at once.
 const LINES: usize = 128;
-
-/// Why an import ended before it was through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
-    /// The file or its folder.
-    #[error("{0}")]
-    File(#[from] FileError),
-    /// The store.
-    #[error("{0}")]
-    Store(#[from] Error),
-    /// Other data stands where it was at work.
-    #[error("the data of the server was replaced meanwhile")]
-    Replaced,
-    /// This server follows another one.
-    #[error("this server became a replica meanwhile")]
-    Replica,
-    /// The system has no thread to give, or ours has met a defect; then the log says where.
-    #[error("the thread that reads could not go on")]
-    Thread,
-}
 
 /// What is to be read, and where it belongs.
 #[derive(Debug, Clone)]

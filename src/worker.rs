@@ -8,9 +8,41 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
+use keyguard_core::Error;
+use keyguard_snapshot::file::FileError;
 use keyguard_snapshot::write::Interrupter;
 
 use crate::ffi;
+
+/// Why an export or an import ended before it was through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The file or its folder.
+    #[error("{0}")]
+    File(#[from] FileError),
+    /// The store.
+    #[error("{0}")]
+    Store(Error),
+    /// There is no such store any more.
+    #[error("the store was deleted meanwhile")]
+    Gone,
+    /// Other data stands where it was at work.
+    #[error("the data of the server was replaced meanwhile")]
+    Replaced,
+    /// This server follows another one.
+    #[error("this server became a replica meanwhile")]
+    Replica,
+    /// The system has no thread to give, or ours has met a defect; then the log says where.
+    #[error("the thread that deals with the file could not go on")]
+    Thread,
+}
+
+/// While one is at work, its store has been there.
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        if error == Error::NoStore { Self::Gone } else { Self::Store(error) }
+    }
+}
 
 /// Tells a worker to stop, also in the middle of a long call of SQLite.
 #[derive(Clone, Default)]

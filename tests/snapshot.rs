@@ -301,17 +301,16 @@ fn records_are_whole_while_they_are_changed(sut: &Sut) {
             .map(|n| {
                 let id = 1 + (round * 50 + n) * 37 % KEYS;
                 match n % 10 {
-                    0 => {
-                        deleted.insert(id);
-                        args!["KG.DELKEY", "acme", id]
-                    }
-                    1 => args!["KG.ADDKEY", "acme", "late", "late-secret"],
+                    0 if deleted.insert(id) => args!["KG.DELKEY", "acme", id],
+                    1 => args!["KG.ADDKEY", "acme", "late", format!("late-secret-{round}-{n}")],
                     _ if deleted.contains(&id) => args!["PING"],
                     _ => args!["KG.SETKEY", "acme", id, "SOURCE", round, "LOGIN", round],
                 }
             })
             .collect();
-        assert!(other.pipeline(&commands).iter().all(|reply| !reply.is_error()));
+        for reply in other.pipeline(&commands) {
+            assert!(!reply.is_error(), "{reply:?}");
+        }
         round += 1;
     }
     assert!(round > 3, "{round} rounds while it was written");

@@ -22,7 +22,7 @@ impl Command for Snapshot {
         name: c"KG.SNAPSHOT",
         summary: c"Writes a store to a SQLite file in the background, or tells how that stands",
         complexity:
-            c"O(1); the work is O(N), N being the records and the log entries, in slices of a fifth of a millisecond",
+            c"O(1); the work is O(N), N being the records and the log entries, in slices of a tenth of a millisecond",
         flags: "deny-script",
         access: Access::Read,
         category: Category::Secrets,
