@@ -61,6 +61,7 @@
 //!
 //! [`ffi`] wraps the module API. A panic must not cross it, so every callback is guarded; every `unsafe` says why it holds.
 #![allow(missing_docs, reason = "`redis_module!` makes functions without; nothing else of a cdylib is public")]
+#![cfg_attr(test, allow(dead_code, reason = "the allocator of the server, see below"))]
 
 mod acquire;
 mod adding;
@@ -94,7 +95,12 @@ mod worker;
 
 use redis_module::{Context, RedisString, Status};
 
-use crate::ffi::{Ctx, Level, Name, ServerAllocator};
+#[cfg(not(test))]
+use crate::ffi::ServerAllocator;
+use crate::ffi::{Ctx, Level, Name};
+// `cargo test --workspace --lib` runs this crate too, where no server is.
+#[cfg(test)]
+use std::alloc::System as ServerAllocator;
 
 redis_module::redis_module! {
     name: "keyguard",

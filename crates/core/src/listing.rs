@@ -38,7 +38,7 @@ pub fn ids_after(bitmap: &[u8], after: u64, n: usize) -> Vec<u64> {
             ids.push(base + u64::from(bit));
             bits &= !(1 << 63 >> bit);
         }
-        base += 64;
+        base = base.wrapping_add(64);
     }
     ids
 }

@@ -3,7 +3,9 @@
 //! `KEYGUARD_OPS` sets the number of operations (default 1,000,000) of the first property.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
 
+use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 use keyguard_core::Error;
 use keyguard_core::limit::{Limit, MAX_UNITS};
@@ -326,11 +328,19 @@ fn the_log_and_a_plain_list_agree_on_everything() {
     let wanted: u64 = std::env::var("KEYGUARD_OPS").ok().and_then(|ops| ops.parse().ok()).unwrap_or(1_000_000);
     let done = AtomicU64::new(0);
     let cases = u32::try_from(wanted.div_ceil(10 * OPS_PER_CASE as u64)).unwrap();
-    let strategy = (prop::collection::vec(limits(), 1..4), ops());
-    while done.load(Ordering::Relaxed) < wanted {
-        let config = Config { cases, failure_persistence: None, ..Config::default() };
-        TestRunner::new(config).run(&strategy, |(pool, ops)| run(&pool, &ops, &done)).unwrap();
-    }
+    let compare = || {
+        let strategy = (prop::collection::vec(limits(), 1..4), ops());
+        while done.load(Ordering::Relaxed) < wanted {
+            let config = Config { cases, failure_persistence: None, ..Config::default() };
+            TestRunner::new(config).run(&strategy, |(pool, ops)| run(&pool, &ops, &done)).unwrap();
+        }
+    };
+    // By far the longest of these tests: on every processor that there is.
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(compare);
+        }
+    });
     let done = done.into_inner();
     println!("{done} operations compared");
     assert!(done >= wanted);
