@@ -1,9 +1,7 @@
 //! The examples that guard an HTTP API, each as it stands: what is answered, by which status and headers, and what is not let in.
 
 use std::{
-    collections::HashMap,
     fs::File,
-    io::{Read, Write},
     net::{Ipv4Addr, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
@@ -11,23 +9,12 @@ use std::{
 };
 
 use crate::harness::{
-    Client, Reply, Server, Sut, args, eventually, expect, free_port, installed, python, server_tests,
+    Client, Reply, Response, Server, Sut, args, eventually, expect, free_port, installed, python, server_tests,
 };
 
 server_tests![the_examples_answer_as_documented, nobody_is_let_in_while_keyguard_is_away];
 
 const PASSWORD: &str = "correct horse";
-
-/// The headers that the table in README.md is about.
-const TOLD: [&str; 7] = [
-    "www-authenticate",
-    "retry-after",
-    "x-ratelimit-limit",
-    "x-ratelimit-remaining",
-    "x-ratelimit-reset",
-    "ratelimit-policy",
-    "ratelimit",
-];
 
 /// One of the examples, running, with a store of its own.
 struct Service {
@@ -64,15 +51,7 @@ impl Service {
     }
 
     fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Response {
-        let mut connection =
-            TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).expect("the example takes connections");
-        let mut text = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
-        headers.iter().for_each(|(name, value)| text += &format!("{name}: {value}\r\n"));
-        text += &format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-        connection.write_all(text.as_bytes()).expect("the example reads");
-        let mut answer = Vec::new();
-        connection.read_to_end(&mut answer).expect("the example answers");
-        Response::parse(&String::from_utf8(answer).expect("text"))
+        Response::of(self.port, method, path, headers, body)
     }
 
     /// With the key in X-API-Key.
@@ -90,62 +69,6 @@ impl Drop for Service {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-#[derive(Debug)]
-struct Response {
-    status: u16,
-    /// By their names in small letters.
-    headers: HashMap<String, String>,
-    body: String,
-}
-
-impl Response {
-    fn parse(text: &str) -> Self {
-        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("not HTTP: {text:?}"));
-        let mut lines = head.lines();
-        let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|status| status.parse().ok());
-        let headers = lines.filter_map(|line| line.split_once(": "));
-        let headers = headers.map(|(name, value)| (name.to_lowercase(), value.to_owned())).collect();
-        Self { status: status.expect("a status"), headers, body: body.to_owned() }
-    }
-
-    /// It has this status, of [`TOLD`] exactly these headers, and if it refuses, this code.
-    fn check(&self, about: &str, status: u16, code: &str, headers: &[(&str, &str)]) {
-        assert_eq!(self.status, status, "{about}: {self:?}");
-        for name in TOLD {
-            let wanted = headers.iter().find(|(wanted, _)| *wanted == name).map(|(_, value)| *value);
-            match (wanted, self.headers.get(name)) {
-                (None, None) => {}
-                (Some(wanted), Some(found)) => {
-                    assert!(matches(wanted, found), "{about}: {name}: {found}, not {wanted}")
-                }
-                (wanted, found) => panic!("{about}: {name}: {found:?}, not {wanted:?}"),
-            }
-        }
-        if status >= 400 && !code.is_empty() {
-            let kind = &self.headers["content-type"];
-            assert!(kind.starts_with("application/problem+json"), "{about}: {kind}");
-            let body: serde_json::Value = serde_json::from_str(&self.body).expect("JSON");
-            assert_eq!(body, serde_json::json!({"status": status, "code": code}), "{about}");
-        }
-    }
-
-    /// For what ends at an instant that the test does not know: a wait of at most so many seconds.
-    fn check_status_and_wait(&self, about: &str, status: u16, code: &str, at_most: u64) {
-        let wait = self.headers.get("retry-after").and_then(|wait| wait.parse().ok());
-        assert!(wait.is_some_and(|wait: u64| (1..=at_most).contains(&wait)), "{about}: {self:?}");
-        assert_eq!(self.status, status, "{about}");
-        assert!(self.body.contains(code), "{about}: {self:?}");
-    }
-}
-
-/// Whether the value is the wanted one, in which `~60` at the end stands for a number of seconds of which a few may be over.
-fn matches(wanted: &str, found: &str) -> bool {
-    let Some((before, seconds)) = wanted.split_once('~') else { return wanted == found };
-    let seconds: u64 = seconds.parse().unwrap();
-    let left = found.strip_prefix(before).and_then(|left| left.parse().ok());
-    left.is_some_and(|left: u64| (seconds.saturating_sub(60).max(1)..=seconds).contains(&left))
 }
 
 /// A new key of the organization.

@@ -2,9 +2,11 @@
 
 mod client;
 mod cluster;
+mod http;
 mod reply;
 mod sample;
 mod server;
+mod tool;
 
 use std::{
     env,
@@ -16,9 +18,11 @@ use std::{
 
 pub use client::Client;
 pub use cluster::{Cluster, migrate, slot_of};
+pub use http::Response;
 pub use reply::{Claim, Reply};
 pub use sample::{Sample, commands, populate, populate_store, usage_written};
 pub use server::{KEYRING, OTHER_KEYRING, Server, Setup, free_port};
+pub use tool::{Serving, tool, tool_path};
 
 /// The servers that every run covers: a missing one fails the run instead of passing unseen.
 const EXPECTED: [&str; 4] = ["redis-7.0", "redis-8.10", "valkey-8.1", "valkey-9.1"];
