@@ -14,6 +14,7 @@ use crate::server::Server;
 
 /// What `keyguard serve` takes.
 #[derive(Debug, Args)]
+#[group(id = "serve")]
 pub struct Options {
     /// Where to listen.
     #[arg(long, env = "KEYGUARD_LISTEN", default_value = "127.0.0.1:8080")]

@@ -47,6 +47,7 @@ const MOST_CALLS: usize = 50;
 
 /// What the admin API takes.
 #[derive(Debug, Args)]
+#[group(id = "admin")]
 pub struct Options {
     /// The file of those who may use the admin API, a line for each: read or write, a name, sha256: and the digest of their token.
     /// `keyguard token new` makes them. Mode 0600; read at start. Without it, there is no admin API.
