@@ -18,10 +18,12 @@ node_modules=$project/target/node/node_modules axum_gate=$project/target/axum_ga
 comparison=$project/target/comparison
 # shellcheck disable=SC2034 # read by the scripts
 predecessors=$project/target/predecessors
+# shellcheck disable=SC2034 # read by the scripts
+schemathesis=$project/target/schemathesis
 
 if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' green=$'\e[32m' red=$'\e[31m' plain=$'\e[0m'; else bold='' dim='' green='' red='' plain=''; fi
 # shellcheck disable=SC2034 # read by the scripts
-readonly project target module cli servers python node_modules axum_gate comparison predecessors bold dim green red plain
+readonly project target module cli servers python node_modules axum_gate comparison predecessors schemathesis bold dim green red plain
 
 # say LINE...
 say() { printf '%s\n' "$@"; }
@@ -85,6 +87,11 @@ python_packages="async-timeout==5.0.1 redis==8.1.0 hiredis==3.5.0 fastapi==0.165
 comparison_packages="keyguard_python==0.3.0 SQLAlchemy==2.1.9 greenlet==3.5.6 aiosqlite==0.22.1 pydantic-settings==2.16.3
     python-dotenv==1.2.4 passlib==1.7.4"
 predecessors_packages="simple_keystore==0.10.0 cryptography==50.0.2 cffi==2.1.1 pycparser==3.12 tabulate==0.10.0"
+schemathesis_packages="schemathesis==4.32.5 anyio==4.16.0 certifi==2026.10.18 charset-normalizer==3.5.2 click==8.5.1
+    graphql-core==3.3.2 harfile==0.6.0 hypothesis==6.170.15 hypothesis-graphql==0.13.5 idna==3.20 iniconfig==2.3.1
+    jsonschema_rs==0.60.3 markdown-it-py==4.3.0 MarkupSafe==3.0.4 mdurl==0.1.2 packaging==26.3 pluggy==1.7.0 Pygments==2.21.0
+    pyrate-limiter==4.5.1 pytest==9.2.0 PyYAML==6.0.3 requests==2.34.2 rich==15.0.0 sortedcontainers==2.4.0
+    typing_extensions==4.16.0 urllib3==2.8.0 Werkzeug==3.1.9"
 node_packages="express@5.3.0 redis@6.3.1"
 
 # need_examples: a Python in $python and packages for Node in $node_modules for the test of the examples, and in $axum_gate the one
@@ -107,6 +114,11 @@ need_comparison() {
 # need_predecessors: in $predecessors, the two Python packages that snapshots are written for and imports come from.
 need_predecessors() {
     made_from "$python_packages $comparison_packages $predecessors_packages" "$predecessors" fetch_python_packages
+}
+
+# need_schemathesis: in $schemathesis, the program that tries out the admin API against its OpenAPI document.
+need_schemathesis() {
+    made_from "$schemathesis_packages" "$schemathesis" fetch_python_packages
 }
 
 # made_from LIST FOLDER COMMAND: COMMAND makes the folder from the list, unless that has been done.

@@ -9,7 +9,9 @@
 //! (default `target/release/libkeyguard.so`). The examples run with a Python at `KEYGUARD_PYTHON` (default
 //! `target/python/bin/python`), packages for Node at `KEYGUARD_NODE_MODULES` (default `target/node/node_modules`), and, built, at
 //! `KEYGUARD_AXUM_GATE` (default `target/axum_gate/debug/axum_gate`). `KEYGUARD_PREDECESSORS` names a Python that has keyguard_python and
-//! simple_keystore (default `target/predecessors/bin/python`). `KEYGUARD_ONLY_SERVER` narrows the run to one server,
+//! simple_keystore (default `target/predecessors/bin/python`), `KEYGUARD_SCHEMATHESIS` the program that tries out the admin API
+//! (default `target/schemathesis/bin/schemathesis`). `KEYGUARD_CLI` names the command line (default `target/debug/keyguard`).
+//! `KEYGUARD_ONLY_SERVER` narrows the run to one server,
 //! `KEYGUARD_FUZZ` sets the number of damaged payloads per type, `KEYGUARD_SEED` repeats a random test of API keys,
 //! `KEYGUARD_ACQUIRE_SECONDS` how long many workers ask for keys.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
@@ -19,6 +21,7 @@
 mod acl;
 mod acquire;
 mod addresses;
+mod admin;
 mod apikeys;
 mod claim;
 mod cluster;
@@ -35,6 +38,7 @@ mod keyguard_python;
 mod keystore;
 mod listing;
 mod loading;
+mod openapi;
 mod predecessors;
 mod replication;
 mod rotation;
@@ -88,12 +92,16 @@ fn main() -> ExitCode {
         acl::TESTS,
         loading::TESTS,
         docs::TESTS,
+        admin::TESTS,
         examples::TESTS,
     ];
     let mut trials = Vec::new();
-    // What the examples over HTTP and the Python packages ask is proved on every server by others; they themselves run on one.
+    // What the examples over HTTP, the Python packages and Schemathesis ask is proved on every server by others; they themselves run on
+    // one.
     let on_all = tables.into_iter().map(|table| (table, &*servers));
-    for (table, servers) in on_all.chain([(http::TESTS, &servers[..1]), (predecessors::TESTS, &servers[..1])]) {
+    for (table, servers) in
+        on_all.chain([http::TESTS, predecessors::TESTS, openapi::TESTS].map(|table| (table, &servers[..1])))
+    {
         for test in table {
             for server in servers {
                 let server = server.clone();

@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::serve;
+use crate::{serve, token};
 
 /// Guard API keys inside Redis or Valkey: the operator's tools.
 #[derive(Debug, Parser)]
@@ -38,4 +38,7 @@ pub struct At {
 pub enum Command {
     /// An admin API, a gate for other HTTP servers to ask, and a page to look at.
     Serve(serve::Options),
+    /// Tokens for the admin API.
+    #[command(subcommand)]
+    Token(token::Command),
 }

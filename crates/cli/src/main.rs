@@ -9,6 +9,7 @@ mod output;
 mod reply;
 mod serve;
 mod server;
+mod token;
 
 use std::process::ExitCode;
 
@@ -33,5 +34,6 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     let Cli { at, command } = cli;
     match command {
         Command::Serve(options) => serve::run(&at, options).await,
+        Command::Token(command) => token::run(&command),
     }
 }

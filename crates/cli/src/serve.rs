@@ -14,6 +14,7 @@ use crate::server::Server;
 
 /// What `keyguard serve` takes.
 #[derive(Debug, Args)]
+#[group(id = "serve")]
 pub struct Options {
     /// Where to listen.
     #[arg(long, env = "KEYGUARD_LISTEN", default_value = "127.0.0.1:8080")]
@@ -42,7 +43,7 @@ pub struct App {
 pub async fn run(at: &At, options: Options) -> Result<(), Failure> {
     let app = App { server: Server::at(&at.url)?, store: at.store.clone() };
     let router: Router<App> =
-        Router::new().merge(admin::router(&options.admin)?).merge(verify::router(&options.verify)?);
+        Router::new().merge(admin::router(&options.admin, &app)?).merge(verify::router(&options.verify)?);
     let handle = axum_server::Handle::new();
     axum_server::bind(options.listen)
         .handle(handle)

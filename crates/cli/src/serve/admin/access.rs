@@ -1,0 +1,97 @@
+//! Who is let in: every request under /admin passes here, whatever its route.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::header::CACHE_CONTROL;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+
+use super::problem::Problem;
+use crate::reply::Json;
+use crate::serve::App;
+use crate::token::{Role, Token, Tokens};
+
+/// How many wrong tokens an address may show in a minute before it is told to wait.
+const WRONG_A_MINUTE: u32 = 10;
+
+/// Where the module counts them: a path that no service has.
+const COUNTED_AT: &str = "/.keyguard-admin";
+
+/// What it takes to decide.
+pub struct Access {
+    pub tokens: Tokens,
+    pub app: App,
+}
+
+/// Lets a request through that shows a token which allows it. Who changes something is written down, by the name of the token.
+///
+/// A right token is let in also while its address has shown too many wrong ones, so that nobody can lock out another who shares his
+/// address; and as no number of guesses finds 256 random bits, that gives nothing away. The address is that of the connection: no
+/// header can give another one.
+pub async fn guard(
+    State(access): State<Arc<Access>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let mut response = match admit(&access, peer, request.method(), request.headers()).await {
+        Ok(token) => {
+            let change =
+                (!reads(request.method())).then(|| (request.method().clone(), request.uri().path().to_owned()));
+            let name = token.name.clone();
+            let response = next.run(request).await;
+            if let Some((method, path)) = change {
+                let status = response.status().as_u16();
+                anstream::eprintln!("admin: {} from {}: {method} {path} {status}", name.as_str(), peer.ip());
+            }
+            response
+        }
+        Err(problem) => problem.into_response(),
+    };
+    // Some of these answers hold a key.
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+async fn admit<'a>(
+    access: &'a Access,
+    peer: SocketAddr,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Result<&'a Token, Problem> {
+    let mut presented = headers.get_all("x-admin-key").iter();
+    let Some(first) = presented.next() else {
+        return Err(Problem::new(StatusCode::UNAUTHORIZED, "The header X-Admin-Key is missing."));
+    };
+    // Of two headers it is not clear which is meant.
+    let only = first.to_str().ok().filter(|_| presented.next().is_none());
+    match access.tokens.find(only.unwrap_or_default()) {
+        Some(token) if token.role == Role::Write || reads(method) => Ok(token),
+        Some(_) => Err(Problem::new(StatusCode::FORBIDDEN, "This admin key may only read.")),
+        None => Err(refuse(&access.app, peer).await),
+    }
+}
+
+/// Counts a wrong token.
+async fn refuse(app: &App, peer: SocketAddr) -> Problem {
+    let invalid = Problem::new(StatusCode::FORBIDDEN, "Invalid admin key.");
+    let mut claim = redis::cmd("KG.CLAIMIP");
+    claim.arg(&app.store).arg(peer.ip().to_string()).arg(WRONG_A_MINUTE).arg("1m").arg("PATH").arg(COUNTED_AT);
+    match app.server.ask(&claim).await {
+        Ok(answer) if answer.get("code").and_then(Json::as_str) == Some("RATE_LIMITED") => {
+            let wait_ms = answer.get("retry_after_ms").and_then(Json::as_u64).unwrap_or(60_000);
+            Problem::too_many("Too many invalid admin keys from this address.", wait_ms.div_ceil(1000).max(1))
+        }
+        Ok(_) => invalid,
+        // A store that nothing is in yet cannot count, and has nothing to keep.
+        Err(failure) if failure.code() == Some("NOSTORE") => invalid,
+        Err(failure) => failure.into(),
+    }
+}
+
+fn reads(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
