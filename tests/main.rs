@@ -43,6 +43,7 @@ mod snapshot;
 mod stores;
 mod usage;
 mod vault;
+mod verify;
 mod waiting;
 
 use std::process::ExitCode;
@@ -89,6 +90,7 @@ fn main() -> ExitCode {
         loading::TESTS,
         docs::TESTS,
         examples::TESTS,
+        verify::TESTS,
     ];
     let mut trials = Vec::new();
     // What the examples over HTTP and the Python packages ask is proved on every server by others; they themselves run on one.

@@ -36,6 +36,7 @@ const MAX_BODY: usize = 64 * 1024;
 
 /// What `keyguard serve` takes.
 #[derive(Debug, Args)]
+#[group(skip)] // clap would name it after the type, and several are called so
 pub struct Options {
     /// Where to listen.
     #[arg(long, env = "KEYGUARD_LISTEN", default_value = "127.0.0.1:8080")]

@@ -16,9 +16,14 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use tokio::time;
 
 use super::App;
 use crate::failure::Failure;
+use crate::reply::Json;
+
+/// How long the server's own figures are waited for: those of the gate are there without them.
+const SCRAPE: Duration = Duration::from_millis(250);
 
 /// Counters by one label.
 type By = Family<[(&'static str, String); 1], Counter>;
@@ -93,7 +98,9 @@ async fn show(State(app): State<App>, metrics: Arc<Metrics>) -> Response {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     }
     // What the module itself counts, if we may ask; nodes of a cluster are better asked one by one.
-    if let Ok(crate::reply::Json::String(info)) = app.server.ask(redis::cmd("INFO").arg("keyguard")).await {
+    let mut about = redis::cmd("INFO");
+    about.arg("keyguard");
+    if let Ok(Ok(Json::String(info))) = time::timeout(SCRAPE, app.server.ask(&about)).await {
         let end = text.rfind("# EOF").unwrap_or(text.len());
         text.insert_str(end, &figures(&info));
     }

@@ -26,6 +26,7 @@ use crate::reply::Json;
 
 /// What the gate takes.
 #[derive(Debug, Args)]
+#[group(skip)] // clap would name it after the type, and several are called so
 pub struct Options {
     /// A proxy whose X-Forwarded-For is believed: an address or a network. May be given several times.
     #[arg(long, value_name = "NET", value_parser = proxies::network, default_values = ["127.0.0.0/8", "::1"])]
