@@ -71,6 +71,7 @@ fn every_code_has_its_status_and_headers(sut: &Sut) {
     let suspended = new_key(&mut c, "acme", "lab suspended");
     let limited = new_key(&mut c, "acme", "shop limited LIMIT 2 1h");
     let metered = new_key(&mut c, "acme", "shop metered QUOTA 3 day");
+    let tokens = new_key(&mut c, "acme", "shop tokens QUOTA 5 total UNIT tokens");
     let elsewhere = new_key(&mut c, "acme", "shop elsewhere ALLOW 192.0.2.0/24");
     c.ok("KG.SETORG acme lab STATUS suspended");
     c.ok(args!["KG.REVOKE", "acme", "KEY", &gone]);
@@ -90,6 +91,8 @@ fn every_code_has_its_status_and_headers(sut: &Sut) {
         ("a cost of nothing", &web, "/verify?cost=0", 400, "BAD_REQUEST", &[]),
         ("nothing that is there", &web, "/verifying", 404, "NOT_FOUND", &[]),
         ("a cost", &metered, "/verify?cost=2", 200, "", &[]),
+        ("a cost in tokens", &tokens, "/verify?cost=1&cost=4:tokens", 200, "", &[]),
+        ("more tokens than are left", &tokens, "/verify?cost=2:tokens", 429, "QUOTA_EXCEEDED", &[]),
     ] {
         get(&serving, path, key).check(what, status, code, headers);
     }
@@ -148,7 +151,16 @@ fn a_proxy_is_believed_about_path_method_and_address(sut: &Sut) {
         trusting.send("GET", path, &headers, "")
     };
     for name in ["X-Original-URI", "X-Forwarded-Uri"] {
-        for uri in ["/admin", "/admin/x?y", "/%61dmin", "//admin", "/x/../admin", "http://localhost/admin"] {
+        for uri in [
+            "/admin",
+            "/admin/x?y",
+            "/%61dmin",
+            "//admin",
+            "/admin/x://y/z",
+            "/admin#",
+            "/x/../admin",
+            "http://localhost/admin",
+        ] {
             ask("/verify", &[(name, uri)]).check(uri, 403, "IP_BLOCKED", &[]);
         }
         for uri in ["/", "/public?x=/admin", "/administration"] {
@@ -478,7 +490,8 @@ fn what_cannot_be_listened_on_is_said(sut: &Sut) {
     let server = sut.server();
     let serving = Serving::start(&server, &[]);
     let address = format!("127.0.0.1:{}", serving.port);
-    assert!(serving.log().contains(&format!("listens on http://{address}")), "{}", serving.log());
+    let told = format!("listens on http://{address}");
+    eventually("the address being told", || expect(serving.log().contains(&told), || serving.log()));
     let refused = |arguments: &[&str], code: i32, text: &str| {
         let output = tool(&server).arg("serve").args(arguments).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();

@@ -28,7 +28,7 @@ use crate::reply::Json;
 #[derive(Debug, Args)]
 #[group(skip)] // clap would name it after the type, and several are called so
 pub struct Options {
-    /// A proxy whose X-Forwarded-For is believed: an address or a network. May be given several times.
+    /// A proxy whose X-Forwarded-For is believed, instead of the loopback: an address or a network. May be given several times.
     #[arg(long, value_name = "NET", value_parser = proxies::network, default_values = ["127.0.0.0/8", "::1"])]
     trusted_proxy: Vec<IpNet>,
 
@@ -118,7 +118,7 @@ impl Gate {
         let mut needs = Vec::new();
         let (path, method) = match uri.path().strip_prefix("/verify").filter(|rest| !rest.is_empty()) {
             // Envoy appends the path, and the query with it, which is the caller's.
-            Some(path) => (Some(path), Some(method)),
+            Some(path) => (Some(path.as_bytes()), Some(method.as_bytes())),
             None => {
                 let Query(query) = Query::<Vec<(String, String)>>::try_from_uri(uri).ok()?;
                 needs.extend(query);
@@ -141,15 +141,20 @@ impl Gate {
         }
         for (name, value) in &needs {
             match &**name {
-                "scope" => auth.arg("SCOPE").arg(value),
+                "scope" => {
+                    auth.arg("SCOPE").arg(value);
+                }
                 "cost" => {
                     let (units, unit) = value.split_once(':').map_or((&**value, None), |(n, unit)| (n, Some(unit)));
                     units.parse::<u64>().ok().filter(|units| *units > 0)?;
-                    auth.arg("COST").arg(units).arg(unit.map(|unit| ["UNIT", unit]).as_slice().concat())
+                    auth.arg("COST").arg(units);
+                    if let Some(unit) = unit {
+                        auth.arg("UNIT").arg(unit);
+                    }
                 }
                 // A word that the proxy's configuration has wrong must not pass for no word.
                 _ => return None,
-            };
+            }
         }
         Some(auth)
     }
@@ -181,17 +186,22 @@ fn key(headers: &HeaderMap) -> &[u8] {
 }
 
 /// What all of these headers say that are there. `None` if they contradict each other: one of them is the caller's own, and we cannot know which.
-fn agreed<'a>(headers: &'a HeaderMap, names: [&str; 2]) -> Option<Option<&'a str>> {
+fn agreed<'a>(headers: &'a HeaderMap, names: [&str; 2]) -> Option<Option<&'a [u8]>> {
     let mut values = names.into_iter().flat_map(|name| headers.get_all(name));
     let Some(first) = values.next() else { return Some(None) };
-    values.all(|value| value == first).then(|| first.to_str().ok()).flatten().map(Some)
+    values.all(|value| value == first).then(|| Some(first.as_bytes()))
 }
 
 /// The path of a URI as the application routes by it: without host and query, and decoded once.
-fn routed(uri: &str) -> Cow<'_, [u8]> {
-    let uri = uri.split_once("://").map_or(uri, |(_, rest)| rest.find('/').map_or("/", |at| rest.split_at(at).1));
-    let path = uri.split(['?', '#']).next().unwrap_or_default();
-    percent_decode(path.as_bytes()).into()
+fn routed(uri: &[u8]) -> Cow<'_, [u8]> {
+    let path = uri.split(|byte| b"?#".contains(byte)).next().unwrap_or_default();
+    // What begins with a slash is a path, whatever it has further on.
+    let host = path.windows(3).position(|three| three == b"://").filter(|_| !path.starts_with(b"/"));
+    let path = match host.and_then(|at| path.get(at + 3..)) {
+        Some(host) => host.iter().position(|byte| *byte == b'/').and_then(|at| host.get(at..)).unwrap_or(b"/"),
+        None => path,
+    };
+    percent_decode(path).into()
 }
 
 /// Whether this is about a server that cannot answer anybody, and not about this request or how we are set up.
@@ -289,10 +299,13 @@ mod tests {
             ("/100%", "/100%"),
             ("http://host/api?x", "/api"),
             ("http://host", "/"),
+            ("http://host?x=/y", "/"),
+            ("/admin/x://y/public", "/admin/x://y/public"),
+            ("/admin#x", "/admin"),
             ("/a?b=http://host/c", "/a"),
             ("", ""),
         ] {
-            assert_eq!(&*routed(uri), path.as_bytes(), "{uri}");
+            assert_eq!(&*routed(uri.as_bytes()), path.as_bytes(), "{uri}");
         }
     }
 
