@@ -105,6 +105,12 @@ need_examples() {
         --target-dir "$(dirname "$(dirname "$axum_gate")")"
 }
 
+# need_nginx: one to put before the gate. Debian's package would also start it as a service, on port 80: where that is unwanted,
+# install nginx before.
+need_nginx() {
+    has nginx || [ -x /usr/sbin/nginx ] || install_missing nginx-light
+}
+
 # need_comparison: in $comparison, the same Python packages and keyguard_python, which the examples are compared with; and wrk.
 need_comparison() {
     has wrk || install_missing wrk

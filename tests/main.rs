@@ -47,6 +47,7 @@ mod snapshot;
 mod stores;
 mod usage;
 mod vault;
+mod verify;
 mod waiting;
 
 use std::process::ExitCode;
@@ -94,6 +95,7 @@ fn main() -> ExitCode {
         docs::TESTS,
         admin::TESTS,
         examples::TESTS,
+        verify::TESTS,
     ];
     let mut trials = Vec::new();
     // What the examples over HTTP, the Python packages and Schemathesis ask is proved on every server by others; they themselves run on

@@ -1,16 +1,38 @@
 //! `keyguard serve`: the admin API, the gate that other HTTP servers ask, and a page to look at.
 
 mod admin;
+mod metrics;
+mod proxies;
 mod verify;
 
+use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum_server::Handle;
+use axum_server::tls_rustls::RustlsConfig;
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::limit::RequestBodyLimitLayer;
+use tower_http::timeout::TimeoutLayer;
 
 use crate::cli::At;
 use crate::failure::Failure;
 use crate::server::Server;
+
+use self::metrics::Metrics;
+
+/// How long a request may take to arrive, and then to be answered; and how long those that are under way may take when we are to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The most that the body of a request to the admin API may hold, in bytes.
+const MAX_BODY: usize = 64 * 1024;
 
 /// What `keyguard serve` takes.
 #[derive(Debug, Args)]
@@ -19,6 +41,14 @@ pub struct Options {
     /// Where to listen.
     #[arg(long, env = "KEYGUARD_LISTEN", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
+
+    /// A certificate in PEM, with its chain: then HTTPS is spoken.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// Its private key, in PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
 
     #[command(flatten)]
     admin: admin::Options,
@@ -42,12 +72,65 @@ pub struct App {
 /// What cannot be listened on; options that cannot be.
 pub async fn run(at: &At, options: Options) -> Result<(), Failure> {
     let app = App { server: Server::at(&at.url)?, store: at.store.clone() };
-    let router: Router<App> =
-        Router::new().merge(admin::router(&options.admin, &app)?).merge(verify::router(&options.verify)?);
-    let handle = axum_server::Handle::new();
-    axum_server::bind(options.listen)
-        .handle(handle)
-        .serve(router.with_state(app).into_make_service_with_connect_info::<SocketAddr>())
-        .await
-        .map_err(Failure::from)
+    let metrics = Arc::new(Metrics::new());
+    let router = Router::new()
+        .merge(admin::router(&options.admin, &app)?.layer(RequestBodyLimitLayer::new(MAX_BODY)))
+        .merge(verify::router(&options.verify, Arc::clone(&metrics))?)
+        .merge(metrics::router(metrics))
+        .fallback(async || problem(StatusCode::NOT_FOUND, "NOT_FOUND"))
+        .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, PATIENCE))
+        // What a panic says is for our log, not for who asked.
+        .layer(CatchPanicLayer::custom(|_| problem(StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL")))
+        .with_state(app);
+    let tls = match (&options.tls_cert, &options.tls_key) {
+        (Some(certificate), Some(key)) => Some(tls(certificate, key).await?),
+        _ => None,
+    };
+    let listen = options.listen;
+    let handle = Handle::new();
+    end_when_told(handle.clone())?;
+    tokio::spawn(tell_when_listening(handle.clone(), if tls.is_some() { "https" } else { "http" }));
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let served = match tls {
+        Some(config) => patient(axum_server::bind_rustls(listen, config)).handle(handle).serve(service).await,
+        None => patient(axum_server::bind(listen)).handle(handle).serve(service).await,
+    };
+    // Nothing but the address can be wrong: what goes wrong later ends one connection.
+    served.map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}")).into())
+}
+
+async fn tls(certificate: &Path, key: &Path) -> Result<RustlsConfig, Failure> {
+    let config = RustlsConfig::from_pem_file(certificate, key).await;
+    config.map_err(|error| {
+        let [certificate, key] = [certificate, key].map(Path::display);
+        Failure::Usage(format!("--tls-cert {certificate}, --tls-key {key}: {error}"))
+    })
+}
+
+/// Who sends nothing, or byte by byte, is not waited for without end.
+fn patient<A>(mut server: axum_server::Server<SocketAddr, A>) -> axum_server::Server<SocketAddr, A> {
+    server.http_builder().http1().header_read_timeout(PATIENCE);
+    server.first_request_timeout(PATIENCE)
+}
+
+async fn tell_when_listening(handle: Handle<SocketAddr>, scheme: &'static str) {
+    if let Some(address) = handle.listening().await {
+        anstream::eprintln!("keyguard listens on {scheme}://{address}");
+    }
+}
+
+/// On SIGTERM and SIGINT no more is taken; what is under way is answered.
+fn end_when_told(handle: Handle<SocketAddr>) -> io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        handle.graceful_shutdown(Some(PATIENCE));
+    });
+    Ok(())
+}
+
+/// A refusal that is not about a key, as RFC 9457 has it.
+fn problem(status: StatusCode, code: &str) -> Response {
+    let body = format!("{{\"status\":{},\"code\":\"{code}\"}}", status.as_u16());
+    (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
 }

@@ -1,32 +1,47 @@
 //! The one way to the server: a connection that all of the process shares, and that comes back by itself.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
+use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
-use redis::{Client, Cmd, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisResult, Value};
-use tokio::sync::OnceCell;
+use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
+use redis::io::tcp::TcpSettings;
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion, RedisError,
+    RedisResult, ServerErrorKind, Value,
+};
+use tokio::sync::Mutex;
+use tokio::time;
 
 use crate::failure::Failure;
 use crate::reply::{self, Json};
 
-/// How long to wait for a connection, and for an answer. Commands of the module take microseconds.
+/// How long to wait for an answer, the connecting included. Commands of the module take microseconds.
 pub const TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How often a cluster may send a command elsewhere before that is an answer.
+const REDIRECTIONS: usize = 5;
+
+/// How long to wait before a node is asked again that was not ready for a slot.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// A Redis or Valkey server, or a cluster of them; cheap to clone. It is connected to when it is first asked something, and again
-/// after it was away. Nothing is asked twice: a KG.AUTH whose answer was lost may have been charged.
+/// after it was away. Nothing is done twice: a KG.AUTH whose answer was lost may have been charged, so that only what a node of a
+/// cluster says that it has not done is asked of another.
 #[derive(Clone)]
 pub struct Server(Arc<Inner>);
 
 struct Inner {
     info: ConnectionInfo,
-    link: OnceCell<Link>,
+    link: RwLock<Option<Arc<Link>>>,
+    /// Held while connecting: one at a time does.
+    connecting: Mutex<()>,
 }
 
 enum Link {
-    Single(ConnectionManager),
+    Single(MultiplexedConnection),
     Cluster(ClusterConnection),
 }
 
@@ -42,7 +57,8 @@ impl Server {
             url.into_connection_info().map_err(|_| Failure::Usage(format!("--url is not understood: {no_url}")))?;
         // Maps come as maps.
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        Ok(Self(Arc::new(Inner { info: info.set_redis_settings(settings), link: OnceCell::new() })))
+        let info = info.set_redis_settings(settings).set_tcp_settings(tcp_settings());
+        Ok(Self(Arc::new(Inner { info, link: RwLock::default(), connecting: Mutex::default() })))
     }
 
     /// What the server answers.
@@ -58,12 +74,25 @@ impl Server {
     /// # Errors
     /// What it refuses, or why there is no answer.
     pub async fn ask_raw(&self, command: &Cmd) -> Result<Value, Failure> {
-        let link = self.0.link.get_or_try_init(|| connect(&self.0.info)).await?;
-        let answer = match link {
-            Link::Single(connection) => connection.clone().req_packed_command(command).await,
-            Link::Cluster(connection) => connection.clone().req_packed_command(command).await,
+        let mut used = None;
+        let asking = async {
+            let link = used.insert(self.link().await?);
+            match &**link {
+                Link::Single(connection) => connection.clone().req_packed_command(command).await,
+                Link::Cluster(connection) => ask_cluster(connection.clone(), command).await,
+            }
+            .and_then(Value::extract_error)
         };
-        Ok(answer.and_then(Value::extract_error)?)
+        let answer = match time::timeout(TIMEOUT, asking).await {
+            Ok(answer) => answer,
+            Err(_) => Err(RedisError::from((ErrorKind::Io, "no answer within two seconds"))),
+        };
+        if let (Err(error), Some(link)) = (&answer, &used)
+            && is_over(error)
+        {
+            self.give_up(link);
+        }
+        Ok(answer?)
     }
 
     /// Whether it is a node of a cluster.
@@ -71,27 +100,106 @@ impl Server {
     /// # Errors
     /// Why there is no answer.
     pub async fn is_cluster(&self) -> Result<bool, Failure> {
-        Ok(matches!(self.0.link.get_or_try_init(|| connect(&self.0.info)).await?, Link::Cluster(_)))
+        let link = time::timeout(TIMEOUT, self.link()).await;
+        let link = link.map_err(|_| Failure::Unreachable("no answer within two seconds".to_owned()))??;
+        Ok(matches!(*link, Link::Cluster(_)))
     }
+
+    /// The connection, made if there is none.
+    async fn link(&self) -> RedisResult<Arc<Link>> {
+        let present = || self.0.link.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(link) = present() {
+            return Ok(link);
+        }
+        let _connecting = self.0.connecting.lock().await;
+        // Someone else may have connected while we waited for our turn.
+        if let Some(link) = present() {
+            return Ok(link);
+        }
+        let link = Arc::new(connect(&self.0.info).await?);
+        *self.0.link.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&link));
+        Ok(link)
+    }
+
+    /// The next who asks connects anew, unless that has happened already. A connection to a cluster finds lost nodes again by itself,
+    /// and knows others than the one in the URL.
+    fn give_up(&self, over: &Arc<Link>) {
+        let mut link = self.0.link.write().unwrap_or_else(PoisonError::into_inner);
+        if matches!(**over, Link::Single(_)) && link.as_ref().is_some_and(|link| Arc::ptr_eq(link, over)) {
+            *link = None;
+        }
+    }
+}
+
+/// Whether an error is about the connection and not about the command: a primary that has become a replica may have a successor behind the
+/// same name, and a user that is not let in is let in only by a new connection.
+fn is_over(error: &RedisError) -> bool {
+    match error.kind() {
+        ErrorKind::Server(kind) => kind == ServerErrorKind::ReadOnly,
+        ErrorKind::Extension => matches!(error.code(), Some("NOAUTH" | "WRONGPASS")),
+        _ => true,
+    }
+}
+
+/// What a node of a cluster refuses because another has the slot is asked there; it was not done.
+async fn ask_cluster(mut connection: ClusterConnection, command: &Cmd) -> RedisResult<Value> {
+    let mut answer = connection.req_packed_command(command).await.and_then(Value::extract_error);
+    for _ in 0..REDIRECTIONS {
+        let Err(error) = &answer else { break };
+        let node = error.redirect_node().and_then(|(address, _)| address.rsplit_once(':'));
+        let node = node.and_then(|(host, port)| {
+            Some(SingleNodeRoutingInfo::ByAddress { host: host.to_owned(), port: port.parse().ok()? })
+        });
+        answer = match (error.kind(), node) {
+            (ErrorKind::Server(ServerErrorKind::Moved), Some(node)) => {
+                connection.route_command(command.clone(), RoutingInfo::SingleNode(node)).await
+            }
+            (ErrorKind::Server(ServerErrorKind::Ask), Some(node)) => {
+                let mut pipeline = redis::pipe();
+                pipeline.cmd("ASKING").add_command(command.clone());
+                let answers = connection.route_pipeline(pipeline, 1, 1, node).await;
+                answers.map(|answers| answers.into_iter().next().unwrap_or(Value::Nil))
+            }
+            (ErrorKind::Server(ServerErrorKind::TryAgain), _) => {
+                time::sleep(PAUSE).await;
+                connection.req_packed_command(command).await
+            }
+            _ => break,
+        }
+        .and_then(Value::extract_error);
+    }
+    answer
+}
+
+/// A peer that vanished without a word is noticed: nothing that was sent is acknowledged any more.
+fn tcp_settings() -> TcpSettings {
+    let settings = TcpSettings::default();
+    #[cfg(target_os = "linux")]
+    let settings = settings.set_user_timeout(TIMEOUT);
+    settings
 }
 
 /// One that turns out to be a node of a cluster is connected to as a cluster.
 async fn connect(info: &ConnectionInfo) -> RedisResult<Link> {
-    let config = ConnectionManagerConfig::new()
-        .set_number_of_retries(0)
-        .set_connection_timeout(Some(TIMEOUT))
-        .set_response_timeout(Some(TIMEOUT));
+    let config = AsyncConnectionConfig::new().set_connection_timeout(Some(TIMEOUT)).set_response_timeout(Some(TIMEOUT));
     let client = Client::open(info.clone())?;
-    let mut single = ConnectionManager::new_with_config(client, config).await?;
-    // A user who may not ask this gets a server that is no cluster, whose redirections then say so.
+    let mut single = client.get_multiplexed_async_connection_with_config(&config).await?;
     let about: RedisResult<String> = redis::cmd("INFO").arg("cluster").query_async(&mut single).await;
-    if !about.is_ok_and(|about| about.contains("cluster_enabled:1")) {
+    let is_cluster = match about {
+        Ok(about) => about.contains("cluster_enabled:1"),
+        // A user who may not ask this gets a server that is no cluster, whose redirections then say so.
+        Err(error) if matches!(error.kind(), ErrorKind::Server(_)) => false,
+        Err(error) => return Err(error),
+    };
+    if !is_cluster {
         return Ok(Link::Single(single));
     }
     let client = ClusterClientBuilder::new([info.clone()])
         .use_protocol(ProtocolVersion::RESP3)
         .connection_timeout(TIMEOUT)
         .response_timeout(TIMEOUT)
+        .tcp_settings(tcp_settings())
+        .retries(0)
         .build()?;
     Ok(Link::Cluster(client.get_async_connection().await?))
 }

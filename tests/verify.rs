@@ -1,0 +1,593 @@
+//! `keyguard serve` as other HTTP servers ask it: what /verify answers, by which status and headers, and what is not let in.
+
+use std::{
+    fs::{self, File},
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::harness::{
+    Client, Cluster, Reply, Response, Server, Serving, Sut, args, eventually, expect, free_port, server_tests, tool,
+};
+
+server_tests![
+    every_code_has_its_status_and_headers,
+    a_proxy_is_believed_about_path_method_and_address,
+    the_prefix_of_a_key_says_which_store_is_asked,
+    a_cluster_is_asked_at_whichever_node_has_the_store,
+    an_unknown_key_is_never_let_in_while_the_server_comes_and_goes,
+    a_server_that_hangs_holds_nobody_up_for_long,
+    with_fail_open_only_an_absent_server_lets_in,
+    metrics_and_health_say_how_it_stands,
+    what_is_under_way_is_answered_before_the_end,
+    requests_that_are_too_large_or_too_slow_are_ended,
+    what_cannot_be_listened_on_is_said,
+    nginx_passes_on_what_is_answered,
+];
+
+const UNKNOWN: &[(&str, &str)] = &[("www-authenticate", "Bearer realm=\"api\"")];
+const SCOPE: &[(&str, &str)] = &[("www-authenticate", "Bearer realm=\"api\", error=\"insufficient_scope\"")];
+
+fn new_key(c: &mut Client, store: &str, arguments: &str) -> String {
+    c.ok(format!("KG.NEWKEY {store} {arguments}")).list()[1].text()
+}
+
+fn get(serving: &Serving, path: &str, key: &str) -> Response {
+    serving.send("GET", path, &[("X-API-Key", key)], "")
+}
+
+/// The headers of a limit of two in an hour.
+fn limits(left: &'static str, ratelimit: &'static str) -> Vec<(&'static str, &'static str)> {
+    let [limit, reset] = [("x-ratelimit-limit", "2"), ("x-ratelimit-reset", "~3600")];
+    let policy = ("ratelimit-policy", "\"default\";q=2;w=3600");
+    vec![limit, ("x-ratelimit-remaining", left), reset, policy, ("ratelimit", ratelimit)]
+}
+
+fn signal(pid: u32, name: &str) {
+    assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
+}
+
+fn pid_of(server: &Server) -> u32 {
+    server.client().info_number("server", "process_id").try_into().unwrap()
+}
+
+fn every_code_has_its_status_and_headers(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    let serving = Serving::start(&server, &[]);
+    // A store that is not there is no reason to call a key unknown.
+    get(&serving, "/verify", "kg_live_nobody").check("no store", 503, "UNAVAILABLE", &[]);
+    c.ok("KG.ADDORG acme shop");
+    c.ok("KG.ADDORG acme lab");
+    let web = new_key(&mut c, "acme", "shop web SCOPES orders:read,profile");
+    let none = new_key(&mut c, "acme", "shop none");
+    let gone = new_key(&mut c, "acme", "shop gone");
+    let expired = new_key(&mut c, "acme", "shop expired EXPIREAT 1");
+    let suspended = new_key(&mut c, "acme", "lab suspended");
+    let limited = new_key(&mut c, "acme", "shop limited LIMIT 2 1h");
+    let metered = new_key(&mut c, "acme", "shop metered QUOTA 3 day");
+    let tokens = new_key(&mut c, "acme", "shop tokens QUOTA 5 total UNIT tokens");
+    let elsewhere = new_key(&mut c, "acme", "shop elsewhere ALLOW 192.0.2.0/24");
+    c.ok("KG.SETORG acme lab STATUS suspended");
+    c.ok(args!["KG.REVOKE", "acme", "KEY", &gone]);
+    let orders = "/verify?scope=orders:read";
+    for (what, key, path, status, code, headers) in [
+        ("an unknown key", "kg_live_nobody", "/verify", 401, "NOT_FOUND", UNKNOWN),
+        ("an empty key", "", "/verify", 401, "NOT_FOUND", UNKNOWN),
+        ("a revoked key", &gone, "/verify", 401, "NOT_FOUND", UNKNOWN),
+        ("an expired key", &expired, "/verify", 401, "NOT_FOUND", UNKNOWN),
+        ("a suspended organization", &suspended, "/verify", 403, "ORG_SUSPENDED", &[]),
+        ("another address", &elsewhere, "/verify", 403, "IP_NOT_ALLOWED", &[]),
+        ("a scope that the key lacks", &none, orders, 403, "INSUFFICIENT_SCOPE", SCOPE),
+        ("one of two that it lacks", &web, "/verify?scope=profile&scope=x", 403, "INSUFFICIENT_SCOPE", SCOPE),
+        ("a scope that the key has", &web, orders, 200, "", &[]),
+        ("no scope", &none, "/verify", 200, "", &[]),
+        ("a word that it does not know", &web, "/verify?scopes=profile", 400, "BAD_REQUEST", &[]),
+        ("a cost of nothing", &web, "/verify?cost=0", 400, "BAD_REQUEST", &[]),
+        ("nothing that is there", &web, "/verifying", 404, "NOT_FOUND", &[]),
+        ("a cost", &metered, "/verify?cost=2", 200, "", &[]),
+        ("a cost in tokens", &tokens, "/verify?cost=1&cost=4:tokens", 200, "", &[]),
+        ("more tokens than are left", &tokens, "/verify?cost=2:tokens", 429, "QUOTA_EXCEEDED", &[]),
+    ] {
+        get(&serving, path, key).check(what, status, code, headers);
+    }
+    let bearer = |scheme: &str| serving.send("GET", orders, &[("Authorization", &format!("{scheme} {web}"))], "");
+    bearer("Bearer").check("Bearer", 200, "", &[]);
+    bearer("bearer").check("bearer", 200, "", &[]);
+    bearer("Basic").check("Basic", 401, "NOT_FOUND", UNKNOWN);
+    serving.send("GET", orders, &[], "").check("no key", 401, "NOT_FOUND", UNKNOWN);
+    for method in ["HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PROPFIND"] {
+        serving.send(method, orders, &[("X-API-Key", &web)], "").check(method, 200, "", &[]);
+    }
+    // What the proxy demands in a header, it demands, too.
+    let demand =
+        |name: &str, value: &str, key: &str| serving.send("GET", "/verify", &[("X-API-Key", key), (name, value)], "");
+    demand("X-Required-Scope", "orders:read, profile", &web).check("both scopes", 200, "", &[]);
+    demand("X-Required-Scope", "orders:read other", &web).check("scopes", 403, "INSUFFICIENT_SCOPE", SCOPE);
+    let over = demand("X-Required-Cost", "2", &metered);
+    over.check_status_and_wait("a cost", 429, "QUOTA_EXCEEDED", 86_400);
+
+    let caller = get(&serving, "/verify", &web);
+    assert!(caller.body.is_empty(), "{caller:?}");
+    let named = [("key-id", "3"), ("organization", "shop"), ("label", "web"), ("scopes", "orders:read profile")];
+    for (name, value) in named {
+        assert_eq!(caller.headers[&format!("x-keyguard-{name}")], value);
+    }
+
+    get(&serving, "/verify", &limited).check("the first", 200, "", &limits("1", "\"default\";r=1;t=~3600"));
+    get(&serving, "/verify", &limited).check("the second", 200, "", &limits("0", "\"default\";r=0;t=~3600"));
+    let mut full = limits("0", "\"default\";r=0;t=~3600");
+    full.push(("retry-after", "~3600"));
+    get(&serving, "/verify", &limited).check("the third", 429, "RATE_LIMITED", &full);
+
+    for (block, headers) in [("1h", &[("retry-after", "~3600")][..]), ("", &[])] {
+        c.ok(format!("KG.BLOCKIP acme 127.0.0.1 {block}"));
+        for key in [&*web, "kg_live_nobody", ""] {
+            get(&serving, "/verify", key).check("a blocked address", 403, "IP_BLOCKED", headers);
+        }
+    }
+    c.ok("KG.UNBLOCKIP acme 127.0.0.1");
+    get(&serving, "/verify", &web).check("unblocked", 200, "", &[]);
+    let log = serving.log();
+    assert!(!log.contains("kg_live_"), "{log}");
+}
+
+fn a_proxy_is_believed_about_path_method_and_address(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let key = new_key(&mut c, "acme", "shop web");
+    let elsewhere = new_key(&mut c, "acme", "shop elsewhere ALLOW 192.0.2.0/24");
+    c.ok("KG.BLOCKIP acme 127.0.0.1 PATH /admin");
+    c.ok("KG.BLOCKIP acme 198.51.100.7");
+    let trusting = Serving::start(&server, &[]);
+    let ask = |path: &str, headers: &[(&str, &str)]| {
+        let headers = [&[("X-API-Key", &*key)], headers].concat();
+        trusting.send("GET", path, &headers, "")
+    };
+    for name in ["X-Original-URI", "X-Forwarded-Uri"] {
+        for uri in [
+            "/admin",
+            "/admin/x?y",
+            "/%61dmin",
+            "//admin",
+            "/admin/x://y/z",
+            "/admin#",
+            "/x/../admin",
+            "http://localhost/admin",
+        ] {
+            ask("/verify", &[(name, uri)]).check(uri, 403, "IP_BLOCKED", &[]);
+        }
+        for uri in ["/", "/public?x=/admin", "/administration"] {
+            ask("/verify", &[(name, uri)]).check(uri, 200, "", &[]);
+        }
+    }
+    // Envoy appends path and query of the request.
+    ask("/verify/admin", &[]).check("Envoy", 403, "IP_BLOCKED", &[]);
+    ask("/verify/admin/x?scope=any", &[("X-Original-URI", "/")]).check("Envoy", 403, "IP_BLOCKED", &[]);
+    ask("/verify/", &[]).check("Envoy", 200, "", &[]);
+    ask("/verify/public?scope=any&cost=5", &[]).check("the caller's query", 200, "", &[]);
+    // A caller cannot make a rule miss by a header that the proxy leaves alone.
+    let two = [("X-Original-URI", "/"), ("X-Forwarded-Uri", "/admin")];
+    ask("/verify", &two).check("two paths", 400, "BAD_REQUEST", &[]);
+    let two = [("X-Forwarded-Uri", "/"), ("X-Forwarded-Uri", "/admin")];
+    ask("/verify", &two).check("two paths", 400, "BAD_REQUEST", &[]);
+    ask("/verify", &[("X-Original-URI", "/"), ("X-Forwarded-Uri", "/")]).check("one path", 200, "", &[]);
+    for name in ["X-Original-Method", "X-Forwarded-Method"] {
+        ask("/verify", &[(name, "DELETE")]).check(name, 200, "", &[]);
+        ask("/verify", &[(name, "NO METHOD")]).check(name, 503, "UNAVAILABLE", &[]);
+    }
+
+    let forwarded = |serving: &Serving, key: &str, addresses: &str| {
+        serving.send("GET", "/verify", &[("X-API-Key", key), ("X-Forwarded-For", addresses)], "")
+    };
+    forwarded(&trusting, &key, "198.51.100.7").check("blocked", 403, "IP_BLOCKED", &[]);
+    forwarded(&trusting, &key, "192.0.2.1, 198.51.100.7").check("blocked", 403, "IP_BLOCKED", &[]);
+    forwarded(&trusting, &key, "198.51.100.7, 192.0.2.1").check("written by the caller", 200, "", &[]);
+    forwarded(&trusting, &elsewhere, "192.0.2.1").check("allowed", 200, "", &[]);
+    forwarded(&trusting, &elsewhere, "192.0.2.1, 203.0.113.1").check("elsewhere", 403, "IP_NOT_ALLOWED", &[]);
+    forwarded(&trusting, &key, "unknown").check("no address", 400, "BAD_REQUEST", &[]);
+    let chain = Serving::start(&server, &["--trusted-proxy", "127.0.0.1", "--trusted-proxy", "203.0.113.0/24"]);
+    forwarded(&chain, &elsewhere, "192.0.2.1, 203.0.113.1").check("two proxies", 200, "", &[]);
+    let wary = Serving::start(&server, &["--trusted-proxy", "203.0.113.0/24"]);
+    forwarded(&wary, &key, "198.51.100.7").check("no proxy", 200, "", &[]);
+    forwarded(&wary, &elsewhere, "192.0.2.1").check("no proxy", 403, "IP_NOT_ALLOWED", &[]);
+}
+
+fn the_prefix_of_a_key_says_which_store_is_asked(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    for store in ["acme", "one", "two"] {
+        c.ok(format!("KG.ADDORG {store} shop"));
+    }
+    let keys = [("acme", "kg"), ("one", "one"), ("two", "one_two")];
+    let keys = keys.map(|(store, prefix)| (store, new_key(&mut c, store, &format!("shop {store} PREFIX {prefix}"))));
+    let routes = ["--store-by-prefix", "one=one", "--store-by-prefix", "one_two=two"];
+    let serving = Serving::start(&server, &routes);
+    for (store, key) in &keys {
+        let answer = get(&serving, "/verify", key);
+        answer.check(store, 200, "", &[]);
+        assert_eq!(answer.headers["x-keyguard-label"], *store);
+    }
+    let stray = new_key(&mut c, "acme", "shop stray PREFIX one_x");
+    get(&serving, "/verify", &stray).check("a key of another store", 401, "NOT_FOUND", UNKNOWN);
+}
+
+fn a_cluster_is_asked_at_whichever_node_has_the_store(sut: &Sut) {
+    let setups = (0..2).map(|_| sut.setup().cluster(5000)).collect();
+    let cluster = Cluster::start(setups, Vec::new());
+    let stores: Vec<String> = (0..2)
+        .map(|node| {
+            let mut names = (0..).map(|n| format!("store{n}"));
+            names.find(|name| cluster.place_of(name.as_bytes()).1 == node).unwrap()
+        })
+        .collect();
+    let keys: Vec<String> = (0..2)
+        .map(|node| {
+            let mut c = cluster.primaries[node].client();
+            c.ok(format!("KG.ADDORG {} shop", stores[node]));
+            new_key(&mut c, &stores[node], &format!("shop web PREFIX s{node}"))
+        })
+        .collect();
+    let routes: Vec<String> = (0..2).map(|node| format!("--store-by-prefix=s{node}={}", stores[node])).collect();
+    let serving = Serving::start(&cluster.primaries[0], &[&*routes[0], &*routes[1]]);
+    let both = |about: &str| {
+        for key in &keys {
+            get(&serving, "/verify", key).check(about, 200, "", &[]);
+        }
+    };
+    both("at rest");
+    let (slot, source) = cluster.place_of(stores[1].as_bytes());
+    cluster.begin_migration(slot, source, 0);
+    // While keys are on their way, a node may miss one that it needs, and says so.
+    let meanwhile = |about: &str| {
+        let answer = get(&serving, "/verify", &keys[1]);
+        assert!([200, 503].contains(&answer.status), "{about}: {answer:?}");
+        get(&serving, "/verify", &keys[0]).check(about, 200, "", &[]);
+        get(&serving, "/verify", &format!("{}x", keys[1])).status
+    };
+    assert_ne!(meanwhile("about to move"), 200);
+    let (mut from, to) = (cluster.primaries[source].client(), cluster.primaries[0].client());
+    for key in from.ok(format!("CLUSTER GETKEYSINSLOT {slot} 100")).list() {
+        crate::harness::migrate(&mut from, &to, &key.bytes());
+    }
+    assert_ne!(meanwhile("on its way"), 200);
+    cluster.end_migration(slot, 0);
+    both("moved");
+}
+
+fn an_unknown_key_is_never_let_in_while_the_server_comes_and_goes(sut: &Sut) {
+    let mut server = sut.setup().with("appendonly", "yes").with("appendfsync", "always").start();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let valid = new_key(&mut c, "acme", "shop web");
+    // It may start before the server does.
+    server.kill();
+    let serving = Serving::start(&server, &[]);
+    get(&serving, "/verify", &valid).check("no server", 503, "UNAVAILABLE", &[]);
+    server.start_again();
+    let back = |about| {
+        eventually(about, || {
+            let answer = get(&serving, "/verify", &valid);
+            expect(answer.status == 200, || format!("{answer:?}"))
+        });
+    };
+    back("the server being found");
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for (key, wanted) in [(&*valid, [200, 503]), ("kg_live_nobody", [401, 503])].repeat(2) {
+            let (serving, over) = (&serving, &over);
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    let begun = Instant::now();
+                    let answer = get(serving, "/verify", key);
+                    assert!(wanted.contains(&answer.status), "{key}: {answer:?}");
+                    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+                }
+            });
+        }
+        for _ in 0..2 {
+            server.kill();
+            get(&serving, "/verify", &valid).check("killed", 503, "UNAVAILABLE", &[]);
+            server.start_again();
+            back("the server being found again");
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    let log = serving.log();
+    assert!(log.contains("is answered again") && !log.contains(&valid) && !log.contains("kg_live_"), "{log}");
+
+    // A server that may not write lets nobody in either.
+    let primary = sut.server();
+    let mut c = server.client();
+    c.ok(format!("REPLICAOF 127.0.0.1 {}", primary.port()));
+    get(&serving, "/verify", &valid).check("a replica", 503, "UNAVAILABLE", &[]);
+    assert_eq!(serving.send("GET", "/healthz", &[], "").status, 503);
+}
+
+fn a_server_that_hangs_holds_nobody_up_for_long(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let key = new_key(&mut c, "acme", "shop web LIMIT 100 1h");
+    let serving = Serving::start(&server, &[]);
+    get(&serving, "/verify", &key).check(
+        "at rest",
+        200,
+        "",
+        &[
+            ("x-ratelimit-limit", "100"),
+            ("x-ratelimit-remaining", "99"),
+            ("x-ratelimit-reset", "~3600"),
+            ("ratelimit-policy", "\"default\";q=100;w=3600"),
+            ("ratelimit", "\"default\";r=99;t=~3600"),
+        ],
+    );
+    let pid = pid_of(&server);
+    signal(pid, "-STOP");
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| get(&serving, "/verify", &key).check("it hangs", 503, "UNAVAILABLE", &[]));
+        }
+    });
+    let took = begun.elapsed();
+    // And now it has to connect first.
+    let begun = Instant::now();
+    get(&serving, "/verify", &key).check("it hangs still", 503, "UNAVAILABLE", &[]);
+    let took_again = begun.elapsed();
+    signal(pid, "-CONT");
+    for took in [took, took_again] {
+        assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(8), "{took:?}");
+    }
+    // What it was asked while it hung it does later, once each at most.
+    eventually("an answer", || {
+        let answer = get(&serving, "/verify", &key);
+        expect(answer.status == 200, || format!("{answer:?}"))
+    });
+    let left: u32 = get(&serving, "/verify", &key).headers["x-ratelimit-remaining"].parse().unwrap();
+    assert!(left >= 100 - 1 - 9 - 2 - 1, "{left}");
+}
+
+fn with_fail_open_only_an_absent_server_lets_in(sut: &Sut) {
+    let mut server = sut.setup().with("appendonly", "yes").with("appendfsync", "always").start();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let key = new_key(&mut c, "acme", "shop web");
+    let serving = Serving::start(&server, &["--fail-open"]);
+    let nowhere = Serving::start(&server, &["--fail-open", "--store", "nowhere"]);
+    get(&serving, "/verify", &key).check("valid", 200, "", &[]);
+    get(&serving, "/verify", "kg_live_nobody").check("a refusal", 401, "NOT_FOUND", UNKNOWN);
+    get(&nowhere, "/verify", &key).check("no such store", 503, "UNAVAILABLE", &[]);
+    server.kill();
+    for key in [&*key, "kg_live_nobody"] {
+        let answer = get(&serving, "/verify", key);
+        answer.check("no server", 200, "", &[]);
+        assert_eq!(answer.headers["x-keyguard-code"], "UNAVAILABLE");
+        // What a caller says that he is, the proxy replaces by this.
+        assert_eq!(answer.headers.get("x-keyguard-organization").map(|name| name.trim()), Some(""), "{answer:?}");
+    }
+    server.start_again();
+    eventually("refusals being back", || {
+        let answer = get(&serving, "/verify", "kg_live_nobody");
+        expect(answer.status == 401, || format!("{answer:?}"))
+    });
+}
+
+fn metrics_and_health_say_how_it_stands(sut: &Sut) {
+    let mut server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let key = new_key(&mut c, "acme", "shop web");
+    let serving = Serving::start(&server, &[]);
+    let health = || {
+        let answer = serving.send("GET", "/healthz", &[], "");
+        (answer.status, answer.body)
+    };
+    assert_eq!(health(), (200, "ok".to_owned()));
+    for key in [&*key, &*key, "kg_live_nobody"] {
+        get(&serving, "/verify", key);
+    }
+    let metrics = serving.send("GET", "/metrics", &[], "").body;
+    for line in [
+        "keyguard_verify_answers_total{code=\"VALID\"} 2",
+        "keyguard_verify_answers_total{code=\"NOT_FOUND\"} 1",
+        "keyguard_auth_duration_seconds_count 3",
+        "keyguard_verify_in_flight 0",
+        "keyguard_server_auth_valid 2",
+        // Asking for its health counts nowhere.
+        "keyguard_server_auth_not_found 1",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
+    }
+    assert!(metrics.contains("keyguard_build_info{version=") && metrics.ends_with("# EOF\n"), "{metrics}");
+    assert!(!metrics.contains(&key), "{metrics}");
+    server.kill();
+    assert_eq!(health(), (503, "unreachable".to_owned()));
+    get(&serving, "/verify", &key).check("no server", 503, "UNAVAILABLE", &[]);
+    let metrics = serving.send("GET", "/metrics", &[], "").body;
+    assert!(metrics.contains("keyguard_verify_errors_total{reason=\"unreachable\"} 1"), "{metrics}");
+    let bare = sut.setup().without_module().start();
+    let serving = Serving::start(&bare, &[]);
+    let answer = serving.send("GET", "/healthz", &[], "");
+    assert_eq!((answer.status, &*answer.body), (503, "no_module"));
+    get(&serving, "/verify", &key).check("no module", 503, "UNAVAILABLE", &[]);
+}
+
+fn what_is_under_way_is_answered_before_the_end(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let key = new_key(&mut c, "acme", "shop web");
+    for name in ["-TERM", "-INT"] {
+        let serving = Serving::start(&server, &[]);
+        get(&serving, "/verify", &key).check("at rest", 200, "", &[]);
+        let pid = pid_of(&server);
+        signal(pid, "-STOP");
+        thread::scope(|scope| {
+            let asked = scope.spawn(|| get(&serving, "/verify", &key));
+            let begun = || serving_metric(&serving, "keyguard_verify_in_flight 1");
+            eventually("the request being under way", || expect(begun(), || serving.log()));
+            signal(serving.id(), name);
+            eventually("no more being taken", || {
+                expect(TcpStream::connect((Ipv4Addr::LOCALHOST, serving.port)).is_err(), || serving.log())
+            });
+            signal(pid, "-CONT");
+            let answer = asked.join().unwrap();
+            assert!([200, 503].contains(&answer.status), "{answer:?}");
+        });
+    }
+}
+
+/// Whether /metrics has the line.
+fn serving_metric(serving: &Serving, line: &str) -> bool {
+    serving.send("GET", "/metrics", &[], "").body.lines().any(|found| found == line)
+}
+
+fn requests_that_are_too_large_or_too_slow_are_ended(sut: &Sut) {
+    let server = sut.server();
+    server.client().ok("KG.ADDORG acme shop");
+    let serving = Serving::start(&server, &[]);
+    let converse = |sent: &[u8]| {
+        let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, serving.port)).unwrap();
+        connection.set_read_timeout(Some(Duration::from_secs(40))).unwrap();
+        let _ = connection.write_all(sent);
+        let mut answer = Vec::new();
+        // A connection may also be reset, which is as good an end.
+        if let Err(error) = connection.read_to_end(&mut answer) {
+            assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "it waits for us");
+        }
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    let status = |answer: &str| answer.split(' ').nth(1).and_then(|status| status.parse::<u16>().ok());
+    let head = "GET /verify HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n";
+    let large = converse(format!("{head}X-API-Key: {}\r\n\r\n", "k".repeat(1 << 20)).as_bytes());
+    assert!(status(&large).is_none_or(|status| (400..500).contains(&status)), "{large}");
+    let many = converse(format!("{head}{}\r\n", "X-A: b\r\n".repeat(10_000)).as_bytes());
+    assert!(status(&many).is_none_or(|status| (400..500).contains(&status)), "{many}");
+    assert_eq!(status(&converse(b"nonsense\r\n\r\n")), Some(400));
+    // A body that never comes is not waited for.
+    let announced = converse(format!("{head}Content-Length: 1000000\r\n\r\n").as_bytes());
+    assert_eq!(status(&announced), Some(401), "{announced}");
+    thread::scope(|scope| {
+        let (converse, status) = (&converse, &status);
+        for part in ["", "GET /verify HT", head] {
+            scope.spawn(move || {
+                let answer = converse(part.as_bytes());
+                assert!(status(&answer).is_none_or(|status| status == 408), "{part:?}: {answer}");
+            });
+        }
+    });
+    get(&serving, "/verify", "").check("others", 401, "NOT_FOUND", UNKNOWN);
+}
+
+fn what_cannot_be_listened_on_is_said(sut: &Sut) {
+    let server = sut.server();
+    let serving = Serving::start(&server, &[]);
+    let address = format!("127.0.0.1:{}", serving.port);
+    let told = format!("listens on http://{address}");
+    eventually("the address being told", || expect(serving.log().contains(&told), || serving.log()));
+    let refused = |arguments: &[&str], code: i32, text: &str| {
+        let output = tool(&server).arg("serve").args(arguments).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains(text), "{said}");
+    };
+    refused(&["--listen", &address], 6, &format!("cannot listen on {address}"));
+    refused(&["--listen", "nowhere"], 2, "--listen");
+    refused(&["--tls-cert", "cert.pem"], 2, "--tls-key");
+    refused(&["--tls-cert", "cert.pem", "--tls-key", "key.pem"], 2, "--tls-cert cert.pem");
+    refused(&["--trusted-proxy", "10.0.0.0/99"], 2, "a network");
+    refused(&["--store-by-prefix", "acme"], 2, "PREFIX=STORE");
+    refused(&["--store-by-prefix", "a=b", "--store-by-prefix", "a=c"], 2, "one store");
+}
+
+/// nginx with the configuration of the example, until this is dropped.
+struct Nginx {
+    port: u16,
+    child: Child,
+}
+
+impl Nginx {
+    fn start(server: &Server, serving: &Serving) -> Self {
+        let (port, folder) = (free_port(), server.directory().join("nginx"));
+        fs::create_dir_all(folder.join("html/api")).unwrap();
+        fs::write(folder.join("html/api/page"), "the page\n").unwrap();
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/nginx.conf");
+        let text = fs::read_to_string(example).unwrap();
+        let text = text.replace("127.0.0.1:8000", &format!("127.0.0.1:{port}"));
+        let text = text.replace("127.0.0.1:8080", &format!("127.0.0.1:{}", serving.port));
+        fs::write(folder.join("nginx.conf"), text).unwrap();
+        let log = File::create(folder.join("start.log")).unwrap();
+        // Not every user's PATH has it.
+        let program =
+            ["/usr/sbin/nginx", "/usr/bin/nginx", "/usr/local/bin/nginx"].into_iter().find(|at| Path::new(at).exists());
+        let mut command = Command::new(program.expect("nginx: scripts/test installs it"));
+        // What happens before the configuration is read is logged where -e says, or where only root may write.
+        command.arg("-e").arg(folder.join("error.log")).arg("-p").arg(&folder).arg("-c").arg(folder.join("nginx.conf"));
+        let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        let nginx = Self { port, child };
+        eventually("nginx listening", || {
+            let seen = || {
+                ["start.log", "error.log"].map(|log| fs::read_to_string(folder.join(log)).unwrap_or_default()).concat()
+            };
+            expect(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok(), seen)
+        });
+        nginx
+    }
+
+    fn get(&self, path: &str, headers: &[(&str, &str)]) -> Response {
+        Response::of(self.port, "GET", path, headers, "")
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // Its worker ends with it only if it may say so.
+        signal(self.child.id(), "-TERM");
+        let _ = self.child.wait();
+    }
+}
+
+fn nginx_passes_on_what_is_answered(sut: &Sut) {
+    let mut server = sut.setup().with("appendonly", "yes").with("appendfsync", "always").start();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let key = new_key(&mut c, "acme", "shop web SCOPES orders:read");
+    let none = new_key(&mut c, "acme", "shop none");
+    let limited = new_key(&mut c, "acme", "shop limited SCOPES * LIMIT 2 1h");
+    let elsewhere = new_key(&mut c, "acme", "shop elsewhere SCOPES * ALLOW 192.0.2.0/24");
+    let serving = Serving::start(&server, &[]);
+    let nginx = Nginx::start(&server, &serving);
+    let get = |key: &str| nginx.get("/api/page", &[("X-API-Key", key)]);
+    get(&key).check("valid", 200, "", &[]);
+    assert_eq!(get(&key).body, "the page\n");
+    get("kg_live_nobody").check("an unknown key", 401, "NOT_FOUND", UNKNOWN);
+    nginx.get("/api/page", &[]).check("no key", 401, "NOT_FOUND", UNKNOWN);
+    get(&none).check("a scope that it lacks", 403, "INSUFFICIENT_SCOPE", SCOPE);
+    get(&elsewhere).check("another address", 403, "IP_NOT_ALLOWED", &[]);
+    get(&limited).check("the first", 200, "", &limits("1", "\"default\";r=1;t=~3600"));
+    get(&limited).check("the second", 200, "", &limits("0", "\"default\";r=0;t=~3600"));
+    let mut full = limits("0", "\"default\";r=0;t=~3600");
+    full.push(("retry-after", "~3600"));
+    get(&limited).check("the third", 429, "RATE_LIMITED", &full);
+    nginx.get("/api/none", &[("X-API-Key", &key)]).check("let in, but nothing there", 404, "", &[]);
+    assert_eq!(nginx.get("/keyguard", &[("X-API-Key", &key)]).status, 404, "the question is not for callers");
+    // What a caller adds changes nothing.
+    for (name, value) in [("X-Forwarded-For", "192.0.2.1"), ("X-Forwarded-Uri", "/"), ("X-Required-Scope", "x")] {
+        nginx.get("/api/page", &[("X-API-Key", &key), (name, value)]).check(name, 200, "", &[]);
+        nginx.get("/api/page", &[("X-API-Key", &elsewhere), (name, value)]).check(name, 403, "IP_NOT_ALLOWED", &[]);
+    }
+    c.ok("KG.BLOCKIP acme 127.0.0.1 1h PATH /api/orders");
+    let blocked = nginx.get("/api/%6frders?x", &[("X-API-Key", &key)]);
+    blocked.check("a blocked path", 403, "IP_BLOCKED", &[("retry-after", "~3600")]);
+    server.kill();
+    get(&key).check("no server", 503, "UNAVAILABLE", &[]);
+    drop(serving);
+    get(&key).check("no keyguard either", 503, "UNAVAILABLE", &[]);
+}
