@@ -92,7 +92,7 @@ schemathesis_packages="schemathesis==4.32.5 anyio==4.16.0 certifi==2026.10.18 ch
     jsonschema_rs==0.60.3 markdown-it-py==4.3.0 MarkupSafe==3.0.4 mdurl==0.1.2 packaging==26.3 pluggy==1.7.0 Pygments==2.21.0
     pyrate-limiter==4.5.1 pytest==9.2.0 PyYAML==6.0.3 requests==2.34.2 rich==15.0.0 sortedcontainers==2.4.0
     typing_extensions==4.16.0 urllib3==2.8.0 Werkzeug==3.1.9"
-node_packages="express@5.3.0 redis@6.3.1"
+node_packages="express@5.3.0 redis@6.3.1 playwright-core@1.64.1"
 
 # need_examples: a Python in $python and packages for Node in $node_modules for the test of the examples, and in $axum_gate the one
 # in Rust, built. What is there already is made again only when another version is wanted.
@@ -109,6 +109,11 @@ need_examples() {
 # install nginx before.
 need_nginx() {
     has nginx || [ -x /usr/sbin/nginx ] || install_missing nginx-light
+}
+
+# need_browser: a Chromium that the page is looked at with; the programs of Node's packages come with need_examples.
+need_browser() {
+    [ -x /usr/bin/chromium ] || install_missing chromium
 }
 
 # need_comparison: in $comparison, the same Python packages and keyguard_python, which the examples are compared with; and wrk.

@@ -10,8 +10,8 @@
 //! `target/python/bin/python`), packages for Node at `KEYGUARD_NODE_MODULES` (default `target/node/node_modules`), and, built, at
 //! `KEYGUARD_AXUM_GATE` (default `target/axum_gate/debug/axum_gate`). `KEYGUARD_PREDECESSORS` names a Python that has keyguard_python and
 //! simple_keystore (default `target/predecessors/bin/python`), `KEYGUARD_SCHEMATHESIS` the program that tries out the admin API
-//! (default `target/schemathesis/bin/schemathesis`). `KEYGUARD_CLI` names the command line (default `target/debug/keyguard`).
-//! `KEYGUARD_ONLY_SERVER` narrows the run to one server,
+//! (default `target/schemathesis/bin/schemathesis`), `KEYGUARD_CLI` the operator's tools (default `target/debug/keyguard`),
+//! `KEYGUARD_CHROMIUM` a browser (default `/usr/bin/chromium`). `KEYGUARD_ONLY_SERVER` narrows the run to one server,
 //! `KEYGUARD_FUZZ` sets the number of damaged payloads per type, `KEYGUARD_SEED` repeats a random test of API keys,
 //! `KEYGUARD_ACQUIRE_SECONDS` how long many workers ask for keys.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
@@ -39,6 +39,7 @@ mod keystore;
 mod listing;
 mod loading;
 mod openapi;
+mod page;
 mod predecessors;
 mod replication;
 mod rotation;
@@ -98,12 +99,11 @@ fn main() -> ExitCode {
         verify::TESTS,
     ];
     let mut trials = Vec::new();
-    // What the examples over HTTP, the Python packages and Schemathesis ask is proved on every server by others; they themselves run on
-    // one.
     let on_all = tables.into_iter().map(|table| (table, &*servers));
-    for (table, servers) in
-        on_all.chain([http::TESTS, predecessors::TESTS, openapi::TESTS].map(|table| (table, &servers[..1])))
-    {
+    // What the examples over HTTP, the Python packages, Schemathesis and the page ask is proved on every server by others; they
+    // themselves run on one.
+    let on_one = [http::TESTS, page::TESTS, predecessors::TESTS, openapi::TESTS].map(|table| (table, &servers[..1]));
+    for (table, servers) in on_all.chain(on_one) {
         for test in table {
             for server in servers {
                 let server = server.clone();

@@ -2,6 +2,7 @@
 
 mod admin;
 mod metrics;
+mod page;
 mod proxies;
 mod verify;
 
@@ -77,6 +78,7 @@ pub async fn run(at: &At, options: Options) -> Result<(), Failure> {
         .merge(admin::router(&options.admin, &app)?.layer(RequestBodyLimitLayer::new(MAX_BODY)))
         .merge(verify::router(&options.verify, Arc::clone(&metrics))?)
         .merge(metrics::router(metrics))
+        .merge(page::router())
         .fallback(async || problem(StatusCode::NOT_FOUND, "NOT_FOUND"))
         .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, PATIENCE))
         // What a panic says is for our log, not for who asked.
