@@ -41,7 +41,7 @@ async function main(context) {
   assert.equal(await page.evaluate(() => document.activeElement.id), "token");
   await signIn(page, token);
   await page.getByRole("heading", { name: "Overview" }).waitFor();
-  assert.equal(await tile(page, "Requests"), "0");
+  assert.equal(await tile(page, "Let in"), "0");
 
   await view(page, "Organizations");
   await page.getByRole("button", { name: "Create organization" }).press("Enter");
@@ -67,9 +67,9 @@ async function main(context) {
   await view(page, "Overview");
   await until(async () => {
     await page.getByRole("button", { name: "Refresh" }).click();
-    return (await tile(page, "Requests")) === "4" && (await tile(page, "Refused")) === "1";
+    return (await tile(page, "Let in")) === "3" && (await tile(page, "Refused")) === "1";
   });
-  const bar = page.locator("svg.plot title").filter({ hasText: "4 requests, 1 refused" });
+  const bar = page.locator("svg.plot title").filter({ hasText: "3 let in, 1 refused" });
   assert.equal(await bar.count(), 1, "the hour stands in the plot");
   await page.getByRole("row").filter({ hasText: "NOT_FOUND" }).waitFor();
   await page.getByRole("row").filter({ hasText: LABEL }).getByText("3", { exact: true }).waitFor();

@@ -150,7 +150,7 @@ let span = "24";
 async function overview() {
   const stats = await api("GET", `/stats?hours=${span}`);
   const tiles = [
-    ["Requests", number(stats.total_requests)], ["In the last hour", number(stats.recent_requests_1h)], ["Refused", number(stats.refused)],
+    ["Let in", number(stats.total_requests)], ["In the last hour", number(stats.recent_requests_1h)], ["Refused", number(stats.total_refused)],
     ["Error rate", percent(stats.error_rate)], ["Keys", number(stats.total_keys)], ["Active keys", number(stats.active_keys)],
     ["Organizations", number(stats.total_organizations)],
   ];
@@ -168,16 +168,16 @@ async function overview() {
         ["Share", ([code, count]) => el("meter", { min: 0, max: most, value: count, "aria-label": `${code}: ${count}` })],
       ], refusals, "Nothing was refused.")),
       el("div", { class: "card" }, el("h3", {}, "Most used keys"), table("Of all time", [
-        ["Label", (key) => key.label], ["Start", (key) => el("code", {}, key.prefix)], ["Requests", (key) => number(key.requests), "number"],
+        ["Label", (key) => key.label], ["Start", (key) => el("code", {}, key.prefix)], ["Let in", (key) => number(key.requests), "number"],
       ], stats.top_keys ?? [], "No key was used yet."))),
   ];
 }
 
-/** Bars of requests, what was refused of them on top; as many of the hours together as leaves no more than 96 bars. */
+/** Bars of what was let in, what was refused on top; as many of the hours together as leaves no more than 96 bars. */
 function plot(hours) {
   const bars = together(hours, Math.max(1, Math.ceil(Number(span) / 96)));
   const [width, height, left, bottom] = [760, 220, 56, 24];
-  const high = nice(Math.max(1, ...bars.map((bar) => bar.requests)));
+  const high = nice(Math.max(1, ...bars.map((bar) => bar.requests + bar.refused)));
   const step = (width - left) / bars.length;
   const y = (value) => (height - bottom) * (1 - value / high) + 8;
   const at = (bar) => new Date(bar.from).toLocaleString(undefined, { dateStyle: "short", timeStyle: "short" });
@@ -186,13 +186,13 @@ function plot(hours) {
     shape("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, number(value)),
   ]);
   const columns = bars.map((bar, i) => {
-    const refused = Math.min(bar.refused, bar.requests);
+    const all = bar.requests + bar.refused;
     const box = { x: left + i * step + step * 0.1, width: step * 0.8 };
-    return shape("g", {}, shape("title", {}, `${at(bar)}: ${number(bar.requests)} requests, ${number(refused)} refused`),
-      shape("rect", { class: "let-in", ...box, y: y(bar.requests - refused), height: y(0) - y(bar.requests - refused) }),
-      shape("rect", { class: "refused", ...box, y: y(bar.requests), height: y(bar.requests - refused) - y(bar.requests) }));
+    return shape("g", {}, shape("title", {}, `${at(bar)}: ${number(bar.requests)} let in, ${number(bar.refused)} refused`),
+      shape("rect", { class: "let-in", ...box, y: y(bar.requests), height: y(0) - y(bar.requests) }),
+      shape("rect", { class: "refused", ...box, y: y(all), height: y(bar.requests) - y(all) }));
   });
-  const total = bars.reduce((sum, bar) => sum + bar.requests, 0);
+  const total = bars.reduce((sum, bar) => sum + bar.requests + bar.refused, 0);
   const ends = bars.length > 0 ? [
     shape("text", { x: left, y: height + 4 }, at(bars[0])),
     shape("text", { x: width, y: height + 4, "text-anchor": "end" }, at(bars[bars.length - 1])),
@@ -202,8 +202,8 @@ function plot(hours) {
   return [picture,
     el("ul", { class: "legend" }, el("li", {}, "let in"), el("li", { class: "refused" }, "refused")),
     el("details", {}, el("summary", {}, "As a table"), table("Times at which there was a request", [
-      ["From", (bar) => at(bar)], ["Requests", (bar) => number(bar.requests), "number"], ["Refused", (bar) => number(bar.refused), "number"],
-    ], bars.filter((bar) => bar.requests > 0), "There was none."))];
+      ["From", (bar) => at(bar)], ["Let in", (bar) => number(bar.requests), "number"], ["Refused", (bar) => number(bar.refused), "number"],
+    ], bars.filter((bar) => bar.requests + bar.refused > 0), "There was none."))];
 }
 
 /** The hours of the span, those without a request too, so many together. */
@@ -250,13 +250,18 @@ async function keys() {
     },
     (rows) => table("API keys", [
       ["Label", (key) => key.label], ["Start", (key) => el("code", {}, key.prefix)], ["Organization", (key) => key.org_name],
-      ["State", (key) => el("span", { class: key.is_active ? "on" : "off" }, key.is_active ? "active" : "revoked")],
+      ["State", (key) => state(key)],
       ["Scopes", (key) => (key.scopes ?? []).join(", ") || "–"], ["Last used", (key) => time(key.last_used_at)],
-      ["", (key) => (key.is_active ? [
+      ["", (key) => (key.status !== "revoked" ? [
         button("Rotate", key.label, () => rotate(key)), " ", button("Revoke", key.label, () => revoke(key), "danger"),
       ] : []), "actions"],
     ], rows, "There are no keys yet."));
   return [el("div", { class: "head" }, el("h2", {}, "Keys"), el("button", { type: "button", class: "primary", onclick: createKey }, "Create key")), list];
+}
+
+function state(key) {
+  const word = key.status === "active" && key.expired ? "expired" : key.status;
+  return el("span", { class: word === "active" ? "on" : "off" }, word);
 }
 
 async function createKey(event) {
@@ -326,13 +331,13 @@ async function addresses() {
       return { rows: page.addresses, next: page.next };
     },
     (rows) => table("Address rules; those that keyguard set by itself say so", [
-      ["Network", (rule) => el("code", {}, rule.network)], ["Kind", (rule) => rule.kind], ["Path", (rule) => rule.path ?? "all"],
+      ["Network", (rule) => el("code", {}, rule.net)], ["Kind", (rule) => rule.kind], ["Path", (rule) => rule.path ?? "all"],
       ["Ends", (rule) => (rule.expires_at == null ? "never" : time(rule.expires_at))], ["Reason", (rule) => rule.reason ?? "–"], ["By", (rule) => rule.by ?? "–"],
-      ["", (rule) => button("Remove", rule.network, (event) => remove(event, rule)), "actions"],
+      ["", (rule) => button("Remove", rule.net, (event) => remove(event, rule)), "actions"],
     ], rows, "No address is blocked or allowed by a rule."));
   const block = () => ask("Block or allow addresses", [
     choice("kind", "What", [["block", "Block"], ["allow", "Allow, which beats every block"]]),
-    field("network", "Network", { required: true, placeholder: "192.0.2.7 or 192.0.2.0/24" }),
+    field("net", "Network", { required: true, placeholder: "192.0.2.7 or 192.0.2.0/24" }),
     field("duration", "For", { placeholder: "1h" }, "A duration such as 30m, 1h or 7d; empty for good."),
     field("path", "Path", { placeholder: "/login" }, "Only there and below; empty for everywhere."),
     field("reason", "Reason"),
@@ -345,7 +350,7 @@ async function addresses() {
 
 function remove(event, rule) {
   return act(event.currentTarget, async () => {
-    const at = new URLSearchParams({ network: rule.network, kind: rule.kind, ...(rule.path ? { path: rule.path } : {}) });
+    const at = new URLSearchParams({ net: rule.net, kind: rule.kind, ...(rule.path ? { path: rule.path } : {}) });
     await api("DELETE", `/addresses?${at}`);
     await show();
   });
