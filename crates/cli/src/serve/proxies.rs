@@ -51,6 +51,7 @@ pub fn network(text: &str) -> Result<IpNet, &'static str> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 

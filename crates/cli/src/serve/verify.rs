@@ -286,6 +286,7 @@ fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 
