@@ -21,6 +21,7 @@ mod acquire;
 mod addresses;
 mod apikeys;
 mod claim;
+mod cli;
 mod cluster;
 mod docs;
 mod examples;
@@ -89,6 +90,7 @@ fn main() -> ExitCode {
         loading::TESTS,
         docs::TESTS,
         examples::TESTS,
+        cli::TESTS,
     ];
     let mut trials = Vec::new();
     // What the examples over HTTP and the Python packages ask is proved on every server by others; they themselves run on one.

@@ -3,10 +3,23 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::serve;
+use crate::verbs::{complete, ip, key, keyguard_python, keyring, limit, org, snapshot, store, usage, vault};
+
+const AFTER_HELP: &str = "\
+Exit codes:
+  0  done
+  1  the server refused, or the answer is no: a key not let in, a limit used up, an address blocked
+  2  the command line is wrong
+  3  the server does not answer
+  4  the server does not have the module, or one of another version
+  5  the user of --url may not do this
+  6  this machine refused: a file, a socket, the terminal
+
+Secrets are read from standard input, or asked for without echo. Colour is for terminals alone, and not with NO_COLOR.";
 
 /// Guard API keys inside Redis or Valkey: the operator's tools.
 #[derive(Debug, Parser)]
-#[command(name = "keyguard", version, max_term_width = 100)]
+#[command(name = "keyguard", version, max_term_width = 100, after_help = AFTER_HELP)]
 pub struct Cli {
     /// Where the server is, and how answers are shown.
     #[command(flatten)]
@@ -21,7 +34,7 @@ pub struct Cli {
 pub struct At {
     /// The server: redis://[user:password@]host[:port][/database], rediss:// for TLS, unix:///path/to/socket. A node of a cluster
     /// stands for all of it. A password is better given in the environment than here, where others see it.
-    #[arg(long, env = "KEYGUARD_URL", hide_env_values = true, default_value = "redis://127.0.0.1:6379", global = true)]
+    #[arg(long, env = "KEYGUARD_URL", hide_env_values = true, default_value = "redis://127.0.0.1:6379", global = true, alias = "redis")]
     pub url: String,
 
     /// The store whose keys, organizations and addresses these are.
@@ -36,6 +49,67 @@ pub struct At {
 /// What can be done.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// An admin API, a gate for other HTTP servers to ask, and a page to look at.
+    /// Organizations, who API keys are issued to
+    Org {
+        /// What to do.
+        #[command(subcommand)]
+        verb: org::Verb,
+    },
+    /// API keys, for those who call you
+    Key {
+        /// What to do.
+        #[command(subcommand)]
+        verb: key::Verb,
+    },
+    /// Vault keys: the secrets that you call others with
+    Vault {
+        /// What to do.
+        #[command(subcommand)]
+        verb: vault::Verb,
+    },
+    /// Blocked and allowed addresses
+    Ip {
+        /// What to do.
+        #[command(subcommand)]
+        verb: ip::Verb,
+    },
+    /// Rate limits on any key of the server
+    Limit {
+        /// What to do.
+        #[command(subcommand)]
+        verb: limit::Verb,
+    },
+    /// What calls there were
+    Usage {
+        /// What to do.
+        #[command(subcommand)]
+        verb: usage::Verb,
+    },
+    /// Stores as SQLite files, and back
+    Snapshot {
+        /// What to do.
+        #[command(subcommand)]
+        verb: snapshot::Verb,
+    },
+    /// The keys that seal secrets
+    Keyring {
+        /// What to do.
+        #[command(subcommand)]
+        verb: keyring::Verb,
+    },
+    /// The store as a whole
+    Store {
+        /// What to do.
+        #[command(subcommand)]
+        verb: store::Verb,
+    },
+    /// An admin API, a gate for other HTTP servers to ask, and a page to look at
     Serve(serve::Options),
+    /// Print completions for a shell
+    Completions(complete::Completions),
+    /// Print the man page, of the program or of a command
+    Man(complete::Man),
+    /// The commands of keyguard_python.
+    #[command(flatten)]
+    KeyguardPython(keyguard_python::Verb),
 }

@@ -1,10 +1,168 @@
 //! How answers are shown: tables for people, JSON for programs, colour on terminals alone (anstream heeds NO_COLOR).
 
+use std::io::{self, Write as _};
+
 use anstyle::{AnsiColor, Style};
+use comfy_table::{Table, presets};
+use jiff::{Timestamp, tz::TimeZone};
 
 use crate::failure::Failure;
+use crate::reply::Json;
 
 const PROBLEM: Style = AnsiColor::Red.on_default().bold();
+const HEADING: Style = Style::new().bold();
+
+/// What stands in a table where there is nothing.
+const NOTHING: &str = "-";
+
+/// The fields that come first, in this order; the others follow in the order of the alphabet.
+const FIRST: [&str; 14] = [
+    "code",
+    "state",
+    "id",
+    "type",
+    "name",
+    "label",
+    "org",
+    "source",
+    "login",
+    "batch",
+    "account",
+    "start",
+    "status",
+    "rule",
+];
+
+/// Instants in unix milliseconds.
+const TIMES: [&str; 14] = [
+    "at",
+    "begun_at",
+    "created_at",
+    "day",
+    "ended_at",
+    "expires_at",
+    "hour",
+    "last_seen_at",
+    "last_used_at",
+    "locked_until",
+    "newest",
+    "oldest",
+    "rotated_until",
+    "until",
+];
+
+/// Yes or no, which the module answers as 1 or 0. `newest` of a keyring is one, and never a time as early as that.
+const TRUTHS: [&str; 7] = ["active", "expired", "usable", "newest", "missing", "imported", "check"];
+
+/// Where answers go: standard output, in one of two forms.
+#[derive(Debug, Clone, Copy)]
+pub struct Output {
+    /// JSON, on one line, exactly as the module answered.
+    pub json: bool,
+}
+
+impl Output {
+    /// A map, as lines `name: value`; lists of maps in it follow as tables.
+    ///
+    /// # Errors
+    /// What standard output refuses.
+    pub fn record(self, reply: &Json) -> Result<(), Failure> {
+        let Json::Object(map) = reply else { return self.value(reply) };
+        if self.json {
+            return self.value(reply);
+        }
+        let is_table = |value: &Json| matches!(value, Json::Array(rows) if rows.first().is_some_and(Json::is_object));
+        let (tables, lines): (Vec<_>, Vec<_>) = in_order(map.keys()).into_iter().partition(|name| is_table(of(reply, name)));
+        self.lines(&lines, reply)?;
+        for name in tables {
+            line("")?;
+            line(&format!("{HEADING}{name}{HEADING:#}"))?;
+            if let Json::Array(rows) = of(reply, name) {
+                self.rows(&columns(rows), rows)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// These fields of a map, in this order, as lines `name: value`: for people.
+    ///
+    /// # Errors
+    /// What standard output refuses.
+    pub fn lines(self, names: &[&str], map: &Json) -> Result<(), Failure> {
+        names.iter().try_for_each(|name| line(&format!("{HEADING}{name}{HEADING:#}: {}", shown(name, of(map, name)))))
+    }
+
+    /// Maps, a row for each, with these columns. None are no lines at all for programs that count them; people are told.
+    ///
+    /// # Errors
+    /// What standard output refuses.
+    pub fn table(self, columns: &[&str], rows: &[Json]) -> Result<(), Failure> {
+        if self.json {
+            return line(&Json::from(rows).to_string());
+        }
+        if rows.is_empty() {
+            return self.note("there are none");
+        }
+        self.rows(columns, rows)
+    }
+
+    fn rows(self, columns: &[&str], rows: &[Json]) -> Result<(), Failure> {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        table.set_header(columns.iter().map(|name| format!("{HEADING}{name}{HEADING:#}")));
+        for row in rows {
+            table.add_row(columns.iter().map(|name| shown(name, of(row, name))));
+        }
+        table.lines().try_for_each(|text| line(text.trim()))
+    }
+
+    /// One value, alone on a line; a list, one to a line.
+    ///
+    /// # Errors
+    /// What standard output refuses.
+    pub fn value(self, reply: &Json) -> Result<(), Failure> {
+        match reply {
+            _ if self.json => line(&reply.to_string()),
+            Json::Array(values) => values.iter().try_for_each(|value| line(&shown("", value))),
+            value => line(&shown("", value)),
+        }
+    }
+
+    /// What was done; for programs, what the module answered.
+    ///
+    /// # Errors
+    /// What standard output refuses.
+    pub fn done(self, what: &str, reply: &Json) -> Result<(), Failure> {
+        if self.json { line(&reply.to_string()) } else { line(what) }
+    }
+
+    /// Text for people alone, as it is.
+    ///
+    /// # Errors
+    /// What standard output refuses.
+    pub fn text(self, text: &str) -> Result<(), Failure> {
+        line(text)
+    }
+
+    /// A secret, byte by byte, alone on standard output, so that it can be piped.
+    ///
+    /// # Errors
+    /// What standard output refuses.
+    pub fn secret(self, bytes: &[u8]) -> Result<(), Failure> {
+        let mut out = io::stdout().lock();
+        out.write_all(bytes)?;
+        out.write_all(b"\n")?;
+        Ok(out.flush()?)
+    }
+
+    /// A word to whoever looks on, on standard error.
+    ///
+    /// # Errors
+    /// What standard error refuses.
+    pub fn note(self, text: &str) -> Result<(), Failure> {
+        Ok(writeln!(anstream::stderr(), "{text}")?)
+    }
+}
 
 /// What went wrong, and what to do, on standard error.
 pub fn show_failure(failure: &Failure) {
@@ -12,4 +170,53 @@ pub fn show_failure(failure: &Failure) {
     if let Some(advice) = failure.advice() {
         anstream::eprintln!("{advice}");
     }
+}
+
+fn line(text: &str) -> Result<(), Failure> {
+    Ok(writeln!(anstream::stdout(), "{text}")?)
+}
+
+/// The field of that name, null if there is none.
+pub fn of<'a>(map: &'a Json, name: &str) -> &'a Json {
+    map.get(name).unwrap_or(&Json::Null)
+}
+
+fn in_order<'a>(names: impl Iterator<Item = &'a String>) -> Vec<&'a str> {
+    let mut names: Vec<&str> = names.map(String::as_str).collect();
+    names.sort_by_key(|name| (FIRST.iter().position(|first| first == name).unwrap_or(FIRST.len()), *name));
+    names.dedup();
+    names
+}
+
+fn columns(rows: &[Json]) -> Vec<&str> {
+    in_order(rows.iter().filter_map(Json::as_object).flat_map(|map| map.keys()))
+}
+
+/// A value as people read it: times as such, in the zone of this machine, and a dash for nothing.
+pub fn shown(name: &str, value: &Json) -> String {
+    match value {
+        Json::Null => NOTHING.to_owned(),
+        Json::String(text) if text.is_empty() => NOTHING.to_owned(),
+        // Whatever others put into a record must not move the cursor of who reads it.
+        Json::String(text) => text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect(),
+        Json::Number(number) => match number.as_i64() {
+            Some(0 | 1) if TRUTHS.contains(&name) => if number.as_i64() == Some(1) { "yes" } else { "no" }.to_owned(),
+            Some(ms) if TIMES.contains(&name) => time(ms).unwrap_or_else(|| number.to_string()),
+            Some(whole) => whole.to_string(),
+            None => number.to_string(),
+        },
+        Json::Bool(truth) => if *truth { "yes" } else { "no" }.to_owned(),
+        Json::Array(values) if values.is_empty() => NOTHING.to_owned(),
+        Json::Array(values) => values.iter().map(|value| shown(name, value)).collect::<Vec<_>>().join(", "),
+        Json::Object(map) if map.is_empty() => NOTHING.to_owned(),
+        Json::Object(map) => {
+            map.iter().map(|(name, value)| format!("{name} {}", shown(name, value))).collect::<Vec<_>>().join(", ")
+        }
+    }
+}
+
+/// As ISO 8601 has it, to the second, with the offset of this machine's time zone: the module takes it back so.
+fn time(ms: i64) -> Option<String> {
+    let zoned = Timestamp::from_millisecond(ms).ok()?.to_zoned(TimeZone::system());
+    Some(zoned.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string())
 }

@@ -15,6 +15,9 @@ use crate::reply::{self, Json};
 /// How long to wait for a connection, and for an answer. Commands of the module take microseconds.
 pub const TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long to wait for the answer of a command that was asked to wait itself: longer than the module ever does.
+const PATIENCE: Duration = Duration::from_secs(367 * 24 * 3600);
+
 /// A Redis or Valkey server, or a cluster of them; cheap to clone. It is connected to when it is first asked something, and again
 /// after it was away. Nothing is asked twice: a KG.AUTH whose answer was lost may have been charged.
 #[derive(Clone)]
@@ -22,6 +25,7 @@ pub struct Server(Arc<Inner>);
 
 struct Inner {
     info: ConnectionInfo,
+    patience: Duration,
     link: OnceCell<Link>,
 }
 
@@ -36,13 +40,25 @@ impl Server {
     /// # Errors
     /// [`Failure::Usage`] if this is no such URL.
     pub fn at(url: &str) -> Result<Self, Failure> {
+        Self::with_patience(url, TIMEOUT)
+    }
+
+    /// The same, for commands that wait: it is connected to within [`TIMEOUT`], and may answer whenever it likes.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] if this is no such URL.
+    pub fn patient(url: &str) -> Result<Self, Failure> {
+        Self::with_patience(url, PATIENCE)
+    }
+
+    fn with_patience(url: &str, patience: Duration) -> Result<Self, Failure> {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let no_url = "it must begin with redis://, rediss:// or unix://";
         let info =
             url.into_connection_info().map_err(|_| Failure::Usage(format!("--url is not understood: {no_url}")))?;
         // Maps come as maps.
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        Ok(Self(Arc::new(Inner { info: info.set_redis_settings(settings), link: OnceCell::new() })))
+        Ok(Self(Arc::new(Inner { info: info.set_redis_settings(settings), patience, link: OnceCell::new() })))
     }
 
     /// What the server answers.
@@ -58,7 +74,7 @@ impl Server {
     /// # Errors
     /// What it refuses, or why there is no answer.
     pub async fn ask_raw(&self, command: &Cmd) -> Result<Value, Failure> {
-        let link = self.0.link.get_or_try_init(|| connect(&self.0.info)).await?;
+        let link = self.0.link.get_or_try_init(|| connect(&self.0.info, self.0.patience)).await?;
         let answer = match link {
             Link::Single(connection) => connection.clone().req_packed_command(command).await,
             Link::Cluster(connection) => connection.clone().req_packed_command(command).await,
@@ -71,16 +87,16 @@ impl Server {
     /// # Errors
     /// Why there is no answer.
     pub async fn is_cluster(&self) -> Result<bool, Failure> {
-        Ok(matches!(self.0.link.get_or_try_init(|| connect(&self.0.info)).await?, Link::Cluster(_)))
+        Ok(matches!(self.0.link.get_or_try_init(|| connect(&self.0.info, self.0.patience)).await?, Link::Cluster(_)))
     }
 }
 
 /// One that turns out to be a node of a cluster is connected to as a cluster.
-async fn connect(info: &ConnectionInfo) -> RedisResult<Link> {
+async fn connect(info: &ConnectionInfo, patience: Duration) -> RedisResult<Link> {
     let config = ConnectionManagerConfig::new()
         .set_number_of_retries(0)
         .set_connection_timeout(Some(TIMEOUT))
-        .set_response_timeout(Some(TIMEOUT));
+        .set_response_timeout(Some(patience));
     let client = Client::open(info.clone())?;
     let mut single = ConnectionManager::new_with_config(client, config).await?;
     // A user who may not ask this gets a server that is no cluster, whose redirections then say so.
@@ -91,7 +107,7 @@ async fn connect(info: &ConnectionInfo) -> RedisResult<Link> {
     let client = ClusterClientBuilder::new([info.clone()])
         .use_protocol(ProtocolVersion::RESP3)
         .connection_timeout(TIMEOUT)
-        .response_timeout(TIMEOUT)
+        .response_timeout(patience)
         .build()?;
     Ok(Link::Cluster(client.get_async_connection().await?))
 }
