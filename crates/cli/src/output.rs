@@ -16,10 +16,14 @@ const HEADING: Style = Style::new().bold();
 const NOTHING: &str = "-";
 
 /// The fields that come first, in this order; the others follow in the order of the alphabet.
-const FIRST: [&str; 14] = [
+const FIRST: [&str; 33] = [
     "code",
     "state",
+    "claimed",
     "id",
+    "at",
+    "hour",
+    "day",
     "type",
     "name",
     "label",
@@ -31,28 +35,44 @@ const FIRST: [&str; 14] = [
     "start",
     "status",
     "rule",
+    "kind",
+    "file",
+    "format",
+    "organizations",
+    "keys",
+    "active_keys",
+    "vault_keys",
+    "requests",
+    "requests_last_hour",
+    "refused",
+    "refused_last_hour",
+    "logged",
+    "errors",
+    "error_rate",
+    "latency_ms",
 ];
 
 /// Instants in unix milliseconds.
-const TIMES: [&str; 14] = [
+const TIMES: [&str; 11] = [
     "at",
     "begun_at",
     "created_at",
-    "day",
     "ended_at",
     "expires_at",
     "hour",
-    "last_seen_at",
     "last_used_at",
     "locked_until",
     "newest",
     "oldest",
     "rotated_until",
-    "until",
 ];
 
 /// Yes or no, which the module answers as 1 or 0. `newest` of a keyring is one, and never a time as early as that.
+/// Where there is a `total`, the same words are counts.
 const TRUTHS: [&str; 7] = ["active", "expired", "usable", "newest", "missing", "imported", "check"];
+
+/// Written as the options take them: `100 1m`, `90000 1m tokens`.
+const ALLOWANCES: [&str; 3] = ["limits", "quotas", "shared"];
 
 /// Where answers go: standard output, in one of two forms.
 #[derive(Debug, Clone, Copy)]
@@ -89,7 +109,7 @@ impl Output {
     /// # Errors
     /// What standard output refuses.
     pub fn lines(self, names: &[&str], map: &Json) -> Result<(), Failure> {
-        names.iter().try_for_each(|name| line(&format!("{HEADING}{name}{HEADING:#}: {}", shown(name, of(map, name)))))
+        names.iter().try_for_each(|name| line(&format!("{HEADING}{name}{HEADING:#}: {}", cell(map, name))))
     }
 
     /// Maps, a row for each, with these columns. None are no lines at all for programs that count them; people are told.
@@ -109,11 +129,15 @@ impl Output {
     fn rows(self, columns: &[&str], rows: &[Json]) -> Result<(), Failure> {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        table.set_header(columns.iter().map(|name| format!("{HEADING}{name}{HEADING:#}")));
+        table.set_header(columns);
         for row in rows {
-            table.add_row(columns.iter().map(|name| shown(name, of(row, name))));
+            table.add_row(columns.iter().map(|name| cell(row, name)));
         }
-        table.lines().try_for_each(|text| line(text.trim()))
+        // Styles in a cell would count as its width.
+        table.lines().enumerate().try_for_each(|(n, text)| match n {
+            0 => line(&format!("{HEADING}{}{HEADING:#}", text.trim())),
+            _ => line(text.trim()),
+        })
     }
 
     /// One value, alone on a line; a list, one to a line.
@@ -192,11 +216,18 @@ fn columns(rows: &[Json]) -> Vec<&str> {
     in_order(rows.iter().filter_map(Json::as_object).flat_map(|map| map.keys()))
 }
 
+/// A field of a map as people read it.
+pub fn cell(map: &Json, name: &str) -> String {
+    let is_count = map.get("total").is_some() && name != "check";
+    shown(if is_count { "" } else { name }, of(map, name))
+}
+
 /// A value as people read it: times as such, in the zone of this machine, and a dash for nothing.
-pub fn shown(name: &str, value: &Json) -> String {
+fn shown(name: &str, value: &Json) -> String {
     match value {
         Json::Null => NOTHING.to_owned(),
         Json::String(text) if text.is_empty() => NOTHING.to_owned(),
+        Json::String(text) if ALLOWANCES.contains(&name) => allowance(text),
         // Whatever others put into a record must not move the cursor of who reads it.
         Json::String(text) => text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect(),
         Json::Number(number) => match number.as_i64() {
@@ -213,6 +244,19 @@ pub fn shown(name: &str, value: &Json) -> String {
             map.iter().map(|(name, value)| format!("{name} {}", shown(name, value))).collect::<Vec<_>>().join(", ")
         }
     }
+}
+
+/// A limit or quota as the option takes it.
+fn allowance(text: &str) -> String {
+    const UNITS: [(u64, &str); 4] = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s")];
+    let word = |word: &str| match word.strip_suffix("ms").and_then(|ms| ms.parse::<u64>().ok()) {
+        Some(ms) => match UNITS.iter().find(|(unit_ms, _)| ms % unit_ms == 0) {
+            Some((unit_ms, unit)) => format!("{}{unit}", ms / unit_ms),
+            None => format!("{ms}ms"),
+        },
+        None => word.to_owned(),
+    };
+    text.trim_end_matches(" requests").split(' ').map(word).collect::<Vec<_>>().join(" ")
 }
 
 /// As ISO 8601 has it, to the second, with the offset of this machine's time zone: the module takes it back so.

@@ -8,6 +8,7 @@ use crate::failure::Failure;
 
 /// What the admin API takes.
 #[derive(Debug, Args)]
+#[group(skip)]
 pub struct Options {}
 
 /// Everything under /admin.

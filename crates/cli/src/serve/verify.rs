@@ -8,6 +8,7 @@ use crate::failure::Failure;
 
 /// What the gate takes.
 #[derive(Debug, Args)]
+#[group(skip)]
 pub struct Options {}
 
 /// /verify.

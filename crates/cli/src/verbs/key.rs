@@ -62,7 +62,9 @@ pub enum Verb {
         #[arg(long, value_name = "FIELD")]
         clear: Vec<String>,
     },
-    /// Revoke a key, for good: by id, by its visible start, or the key itself from standard input
+    /// Revoke a key, for good
+    ///
+    /// By its id, by its visible start, or by the key itself, read from standard input or asked for without echo.
     Revoke {
         /// Its id
         #[arg(required_unless_present_any = ["start", "leaked"])]
@@ -82,11 +84,13 @@ pub enum Verb {
         #[arg(long, value_name = "DURATION")]
         grace: Option<String>,
     },
-    /// Ask whether a key would be let in, and charge nothing; the key is read from standard input, or asked for without echo.
-    /// Exit code 1 if it would not
+    /// Ask whether a key would be let in, and charge nothing
+    ///
+    /// The key is read from standard input, or asked for without echo. Exit code 1 if it would not be let in.
     Check(Call),
-    /// Let a key in as a call does, and charge it; the key is read from standard input, or asked for without echo.
-    /// Exit code 1 if it is not let in
+    /// Let a key in as a call does, and charge it
+    ///
+    /// The key is read from standard input, or asked for without echo. Exit code 1 if it is not let in.
     Auth(Call),
     /// Delete keys, and all that is known of them
     Delete(Chosen<Filters>),

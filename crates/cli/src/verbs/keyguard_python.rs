@@ -3,7 +3,7 @@
 use clap::Subcommand;
 
 use crate::failure::Failure;
-use crate::output::{of, shown};
+use crate::output::{cell, of};
 use crate::reply::Json;
 
 use super::Console;
@@ -126,10 +126,6 @@ async fn all(console: &Console, listing: &[&str]) -> Result<Vec<Json>, Failure> 
         Err(failure) if failure.code() == Some("NOSTORE") => Ok(Vec::new()),
         rows => rows,
     }
-}
-
-fn cell(row: &Json, name: &str) -> String {
-    shown(name, of(row, name))
 }
 
 async fn list_orgs(console: &Console) -> Result<(), Failure> {

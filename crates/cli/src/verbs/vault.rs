@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use redis::Value;
 
 use crate::failure::Failure;
-use crate::output::{of, shown};
+use crate::output::cell;
 use crate::reply::json;
 
 use super::options::{Allowance, Chosen, Cost, Expiry, Limits, Listing, Origin, State};
@@ -17,7 +17,9 @@ const COLUMNS: [&str; 10] =
 /// What can be done with vault keys.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Add a secret, read from standard input or asked for without echo; prints its id
+    /// Add a secret; prints its id
+    ///
+    /// The secret is read from standard input, or asked for without echo.
     Add {
         /// What it is asked for by, as the vendor's name
         name: String,
@@ -56,7 +58,9 @@ pub enum Verb {
     Show(Which),
     /// Print the secret
     Reveal(Which),
-    /// Print the ids of the keys that have the secret read from standard input, or asked for without echo
+    /// Print the ids of the keys that have a secret
+    ///
+    /// The secret is read from standard input, or asked for without echo.
     Find,
     /// List keys
     List {
@@ -83,8 +87,9 @@ pub enum Verb {
         #[command(flatten)]
         origin: Origin,
     },
-    /// Hand out a usable key within its limits; prints the secret, and on standard error what `settle` and `feedback` want to know.
-    /// Exit code 1 if there is none
+    /// Hand out a usable key within its limits
+    ///
+    /// Prints the secret, and on standard error what `settle` and `feedback` want to know. Exit code 1 if there is none.
     Acquire {
         /// What it is asked for by
         name: String,
@@ -291,7 +296,7 @@ fn acquired(console: &Console, reply: Value) -> Result<(), Failure> {
     }
     let fields = ["code", "id", "claimed_at_ms", "limit", "remaining", "reset_after_ms", "retry_after_ms"];
     let about = fields.iter().filter(|name| reply.get(name).is_some());
-    let about: Vec<String> = about.map(|name| format!("{name} {}", shown(name, of(&reply, name)))).collect();
+    let about: Vec<String> = about.map(|name| format!("{name} {}", cell(&reply, name))).collect();
     console.out.note(&about.join(", "))?;
     match secret {
         Some(secret) => print_secret(console, &secret),
