@@ -11,7 +11,8 @@ use std::process::{Output, Stdio};
 use trycmd::TestCases;
 
 use crate::harness::{
-    KEYRING, OTHER_KEYRING, Server, Sut, args, eventually, expect, free_port, server_tests, tool, tool_path,
+    Client, KEYRING, OTHER_KEYRING, Reply as _, Server, Sut, args, eventually, expect, free_port, server_tests, tool,
+    tool_path,
 };
 
 server_tests![
@@ -68,7 +69,8 @@ fn check_with(server: &Server, file: &str, environment: &[(&str, &str)]) {
     let cases = TestCases::new();
     cases.register_bin("keyguard", &*tool).register_bin("sh", Path::new("/bin/sh"));
     cases.env("KEYGUARD_URL", format!("redis://127.0.0.1:{}", server.port())).env("KEYGUARD_STORE", "acme");
-    cases.env("NO_COLOR", "1").env("TZ", "UTC").env("PATH", path);
+    cases.env("NO_COLOR", "1").env("COLUMNS", "100").env("TZ", "UTC").env("PATH", path);
+    cases.env("WORK", server.directory().display().to_string());
     environment.iter().for_each(|&(name, value)| {
         cases.env(name, value);
     });
@@ -103,7 +105,7 @@ fn usage(sut: &Sut) {
     let raw = c.ok("KG.NEWKEY acme shop web SCOPES read").list()[1].text();
     assert_eq!(c.code(args!["KG.AUTH", "acme", raw]), "VALID");
     c.ok("KG.LOG acme 2 PATH /orders METHOD GET STATUS 200 LATENCY 7 IP 192.0.2.7");
-    let entries = |c: &mut crate::harness::Client| c.ok("KG.USAGE acme").list()[1].list().len();
+    let entries = |c: &mut Client| c.ok("KG.USAGE acme").list()[1].list().len();
     eventually("the call in the log", || expect(entries(&mut c) == 1, || "no entry".to_owned()));
     assert_eq!(c.code(args!["KG.AUTH", "acme", raw, "SCOPE", "write"]), "INSUFFICIENT_SCOPE");
     eventually("the refusal in the log", || expect(entries(&mut c) == 2, || "one entry".to_owned()));
@@ -158,8 +160,7 @@ fn a_server_without_the_module_is_told_of(sut: &Sut) {
 
 fn every_file_of_cases_is_run(_: &Sut) {
     let entries = fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path());
-    let found: BTreeSet<String> =
-        entries.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect();
+    let found: BTreeSet<String> = entries.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect();
     assert_eq!(found, FILES.into_iter().map(str::to_owned).collect());
 }
 

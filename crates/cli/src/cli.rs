@@ -5,6 +5,9 @@ use clap::{Args, Parser, Subcommand};
 use crate::serve;
 use crate::verbs::{complete, ip, key, keyguard_python, keyring, limit, org, snapshot, store, usage, vault};
 
+/// Above the options that every command takes.
+const EVERYWHERE: &str = "Options of every command";
+
 const AFTER_HELP: &str = "\
 Exit codes:
   0  done
@@ -32,17 +35,27 @@ pub struct Cli {
 /// What every command takes.
 #[derive(Debug, Clone, Args)]
 pub struct At {
-    /// The server: redis://[user:password@]host[:port][/database], rediss:// for TLS, unix:///path/to/socket. A node of a cluster
-    /// stands for all of it. A password is better given in the environment than here, where others see it.
-    #[arg(long, env = "KEYGUARD_URL", hide_env_values = true, default_value = "redis://127.0.0.1:6379", global = true, alias = "redis")]
+    /// The server: redis://[user:password@]host[:port][/database], rediss:// or unix:///path
+    ///
+    /// rediss:// is TLS. A node of a cluster stands for all of it. A password is better given in the environment than here, where
+    /// others see it.
+    #[arg(
+        long,
+        env = "KEYGUARD_URL",
+        hide_env_values = true,
+        default_value = "redis://127.0.0.1:6379",
+        global = true,
+        alias = "redis",
+        help_heading = EVERYWHERE
+    )]
     pub url: String,
 
     /// The store whose keys, organizations and addresses these are.
-    #[arg(long, env = "KEYGUARD_STORE", default_value = "default", global = true)]
+    #[arg(long, env = "KEYGUARD_STORE", default_value = "default", global = true, help_heading = EVERYWHERE)]
     pub store: String,
 
     /// Answers as JSON, for programs.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     pub json: bool,
 }
 
@@ -112,4 +125,44 @@ pub enum Command {
     /// The commands of keyguard_python.
     #[command(flatten)]
     KeyguardPython(keyguard_python::Verb),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, CommandFactory as _};
+
+    use super::Cli;
+
+    fn every_command(command: &Command, visit: &mut impl FnMut(&Command)) {
+        visit(command);
+        command.get_subcommands().for_each(|command| every_command(command, visit));
+    }
+
+    #[test]
+    fn the_grammar_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    /// Others of this machine see arguments, and shells remember them.
+    #[test]
+    fn no_argument_takes_a_secret() {
+        every_command(&Cli::command(), &mut |command| {
+            for argument in command.get_arguments().filter(|argument| argument.get_action().takes_values()) {
+                let name = argument.get_id().as_str();
+                for word in ["secret", "password", "passphrase", "raw", "leaked"] {
+                    assert!(!name.contains(word), "{} takes {name}", command.get_name());
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn every_command_and_argument_says_what_it_is() {
+        every_command(&Cli::command(), &mut |command| {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} of {}", argument.get_id(), command.get_name());
+            }
+        });
+    }
 }

@@ -53,9 +53,10 @@ const FIRST: [&str; 33] = [
 ];
 
 /// Instants in unix milliseconds.
-const TIMES: [&str; 11] = [
+const TIMES: [&str; 12] = [
     "at",
     "begun_at",
+    "cooling_until",
     "created_at",
     "ended_at",
     "expires_at",
@@ -92,7 +93,8 @@ impl Output {
             return self.value(reply);
         }
         let is_table = |value: &Json| matches!(value, Json::Array(rows) if rows.first().is_some_and(Json::is_object));
-        let (tables, lines): (Vec<_>, Vec<_>) = in_order(map.keys()).into_iter().partition(|name| is_table(of(reply, name)));
+        let (tables, lines): (Vec<_>, Vec<_>) =
+            in_order(map.keys()).into_iter().partition(|name| is_table(of(reply, name)));
         self.lines(&lines, reply)?;
         for name in tables {
             line("")?;
@@ -218,7 +220,7 @@ fn columns(rows: &[Json]) -> Vec<&str> {
 
 /// A field of a map as people read it.
 pub fn cell(map: &Json, name: &str) -> String {
-    let is_count = map.get("total").is_some() && name != "check";
+    let is_count = map.get("total").is_some() && TRUTHS.contains(&name) && name != "check";
     shown(if is_count { "" } else { name }, of(map, name))
 }
 

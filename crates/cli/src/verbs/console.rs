@@ -101,7 +101,8 @@ impl Console {
     pub async fn change(&self, request: Request) -> Result<(), Failure> {
         let reply = self.ask(request).await?;
         let fields: Vec<&str> = reply.as_array().into_iter().flatten().filter_map(Json::as_str).collect();
-        let done = if fields.is_empty() { "nothing changed".to_owned() } else { format!("changed {}", fields.join(", ")) };
+        let done =
+            if fields.is_empty() { "nothing changed".to_owned() } else { format!("changed {}", fields.join(", ")) };
         self.out.done(&done, &reply)
     }
 
@@ -128,7 +129,7 @@ impl Console {
         let mut all = Vec::new();
         let mut after = Json::from(0);
         loop {
-            let count = PAGE.min(max.unwrap_or(PAGE).saturating_sub(all.len()));
+            let count = max.map_or(PAGE, |max| PAGE.min(max.saturating_sub(all.len())));
             if count == 0 {
                 return Ok(all);
             }
@@ -160,7 +161,7 @@ impl Console {
     pub async fn from_offset(&self, request: impl Fn() -> Request, max: Option<usize>) -> Result<Vec<Json>, Failure> {
         let mut all = Vec::new();
         loop {
-            let count = PAGE.min(max.unwrap_or(PAGE).saturating_sub(all.len()));
+            let count = max.map_or(PAGE, |max| PAGE.min(max.saturating_sub(all.len())));
             if count == 0 {
                 return Ok(all);
             }
@@ -179,6 +180,9 @@ impl Console {
     /// What is refused, or why there is no answer.
     pub async fn from_cursor(&self, request: impl Fn() -> Request, max: Option<usize>) -> Result<Vec<Json>, Failure> {
         let mut all = Vec::new();
+        if max == Some(0) {
+            return Ok(all);
+        }
         let mut cursor: Option<String> = None;
         loop {
             let reply = self.ask(request().option("CURSOR", cursor.as_deref())).await?;

@@ -10,8 +10,7 @@ use super::options::{Chosen, Cost, Expiry, Limits, Listing, Quotas, State};
 use super::request::Request;
 use super::{Console, secret};
 
-const COLUMNS: [&str; 9] =
-    ["id", "label", "org", "start", "status", "scopes", "limits", "last_used_at", "expires_at"];
+const COLUMNS: [&str; 9] = ["id", "label", "org", "start", "status", "scopes", "limits", "last_used_at", "expires_at"];
 
 /// What can be done with API keys.
 #[derive(Debug, Subcommand)]

@@ -52,10 +52,14 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
         Verb::Rekey { no_wait: true } => console.show(console.request("KG.REKEY")).await,
         Verb::Rekey { no_wait: false } => {
             // The same call starts it, and tells how it stands.
-            progress::watch(console, || console.request("KG.REKEY"), |status| {
-                let [done, left] = ["done", "left"].map(|name| of(status, name).as_u64().unwrap_or_default());
-                (done, Some(done + left))
-            })
+            progress::watch(
+                console,
+                || console.request("KG.REKEY"),
+                |status| {
+                    let [done, left] = ["done", "left"].map(|name| of(status, name).as_u64().unwrap_or_default());
+                    (done, Some(done + left))
+                },
+            )
             .await
         }
         Verb::Stop => console.show(console.request("KG.REKEY").word("STOP")).await,

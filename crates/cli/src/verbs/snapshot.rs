@@ -74,9 +74,11 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
                 return console.tell(request, "begun").await;
             }
             console.ask(request).await?;
-            progress::watch(console, || console.request("KG.IMPORT").word("STATUS"), |status| {
-                (of(status, "rows").as_u64().unwrap_or_default(), of(status, "total").as_u64())
-            })
+            progress::watch(
+                console,
+                || console.request("KG.IMPORT").word("STATUS"),
+                |status| (of(status, "rows").as_u64().unwrap_or_default(), of(status, "total").as_u64()),
+            )
             .await
         }
         Verb::ImportStatus => console.show(console.request("KG.IMPORT").word("STATUS")).await,
