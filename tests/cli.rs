@@ -11,8 +11,8 @@ use std::process::{Output, Stdio};
 use trycmd::TestCases;
 
 use crate::harness::{
-    Client, KEYRING, OTHER_KEYRING, Reply as _, Server, Sut, args, eventually, expect, free_port, server_tests, tool,
-    tool_path,
+    Client, Cluster, KEYRING, OTHER_KEYRING, Reply as _, Server, Sut, args, eventually, expect, free_port,
+    server_tests, tool, tool_path,
 };
 
 server_tests![
@@ -34,6 +34,9 @@ server_tests![
     no_secret_is_taken_as_an_argument,
     a_secret_comes_back_byte_by_byte,
     a_closed_pipe_is_no_failure,
+    a_secret_that_nobody_takes_is_told_of,
+    a_wait_may_take_longer_than_an_answer,
+    a_node_stands_for_its_cluster,
 ];
 
 /// The files of `tests/cmd`.
@@ -248,4 +251,57 @@ fn a_closed_pipe_is_no_failure(sut: &Sut) {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+fn a_secret_that_nobody_takes_is_told_of(sut: &Sut) {
+    let server = sut.server();
+    server.client().ok("KG.ADDORG acme shop");
+    for words in [&["key", "new", "web", "--org", "shop"][..], &["key", "new", "web", "--org", "shop", "--json"]] {
+        let mut child = tool(&server).args(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(6), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("nobody took the secret"), "{output:?}");
+    }
+}
+
+/// An answer is waited for two seconds, unless it was asked to wait.
+fn a_wait_may_take_longer_than_an_answer(sut: &Sut) {
+    let server = sut.server();
+    let claim = ["limit", "claim", "vendor", "1", "2500ms"];
+    assert!(run(&server, &claim, b"").status.success());
+    let output = run(&server, &[&claim[..], &["--block", "1m"]].concat(), b"");
+    assert!(output.status.success(), "{output:?}");
+}
+
+fn a_node_stands_for_its_cluster(sut: &Sut) {
+    let setups = [(); 2].map(|()| sut.setup().cluster(15_000));
+    let cluster = Cluster::start(setups.into(), Vec::new());
+    let node = &cluster.primaries[0];
+    for store in ["a", "b", "c", "d"] {
+        let store = ["--store", store];
+        for (words, stdin) in [
+            (&["org", "add", "shop"][..], &b""[..]),
+            (&["key", "new", "web", "--org", "shop"], b""),
+            (&["vault", "add", "openai"], b"sk-example"),
+            (&["vault", "acquire", "openai", "--block", "1s"], b""),
+            (&["keyring", "rekey"], b""),
+            (&["snapshot", "write", "it.sqlite"], b""),
+        ] {
+            let output = run(node, &[&store[..], words].concat(), stdin);
+            assert!(output.status.success(), "{words:?}: {output:?}");
+        }
+        assert_eq!(run(node, &[&store[..], &["key", "count"]].concat(), b"").stdout, b"1\n");
+    }
+    // A keyring is each node's own.
+    let records: i64 = cluster
+        .primaries
+        .iter()
+        .map(|node| {
+            let output = run(node, &["keyring", "status", "--json"], b"");
+            let keys: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            keys[0]["records"].as_i64().unwrap()
+        })
+        .sum();
+    assert_eq!(records, 8);
 }

@@ -18,6 +18,9 @@ Exit codes:
   5  the user of --url may not do this
   6  this machine refused: a file, a socket, the terminal
 
+A node of a cluster stands for all of it, and rediss:// is TLS. A password is better given in
+KEYGUARD_URL than in --url, where others see it.
+
 Secrets are read from standard input, or asked for without echo. Colour is for terminals alone, and not with NO_COLOR.";
 
 /// Guard API keys inside Redis or Valkey: the operator's tools.
@@ -36,9 +39,6 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 pub struct At {
     /// The server: redis://[user:password@]host[:port][/database], rediss:// or unix:///path
-    ///
-    /// rediss:// is TLS. A node of a cluster stands for all of it. A password is better given in the environment than here, where
-    /// others see it.
     #[arg(
         long,
         env = "KEYGUARD_URL",

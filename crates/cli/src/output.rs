@@ -173,12 +173,11 @@ impl Output {
     /// A secret, byte by byte, alone on standard output, so that it can be piped.
     ///
     /// # Errors
-    /// What standard output refuses.
+    /// What standard output refuses, also that nobody reads it: a secret that is shown once is lost then.
     pub fn secret(self, bytes: &[u8]) -> Result<(), Failure> {
         let mut out = io::stdout().lock();
-        out.write_all(bytes)?;
-        out.write_all(b"\n")?;
-        Ok(out.flush()?)
+        let mut write = || out.write_all(bytes).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
+        write().map_err(|why| Failure::Io(io::Error::other(format!("nobody took the secret: {why}"))))
     }
 
     /// A word to whoever looks on, on standard error.

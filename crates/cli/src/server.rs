@@ -26,6 +26,7 @@ pub struct Server(Arc<Inner>);
 struct Inner {
     info: ConnectionInfo,
     patience: Duration,
+    may_be_cluster: bool,
     link: OnceCell<Link>,
 }
 
@@ -40,7 +41,7 @@ impl Server {
     /// # Errors
     /// [`Failure::Usage`] if this is no such URL.
     pub fn at(url: &str) -> Result<Self, Failure> {
-        Self::with_patience(url, TIMEOUT)
+        Self::with(url, TIMEOUT, true)
     }
 
     /// The same, for commands that wait: it is connected to within [`TIMEOUT`], and may answer whenever it likes.
@@ -48,17 +49,30 @@ impl Server {
     /// # Errors
     /// [`Failure::Usage`] if this is no such URL.
     pub fn patient(url: &str) -> Result<Self, Failure> {
-        Self::with_patience(url, PATIENCE)
+        Self::with(url, PATIENCE, true)
     }
 
-    fn with_patience(url: &str, patience: Duration) -> Result<Self, Failure> {
+    /// The same, and this very node, if it is one of a cluster: for what is each server's own.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] if this is no such URL.
+    pub fn node(url: &str) -> Result<Self, Failure> {
+        Self::with(url, PATIENCE, false)
+    }
+
+    fn with(url: &str, patience: Duration, may_be_cluster: bool) -> Result<Self, Failure> {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let no_url = "it must begin with redis://, rediss:// or unix://";
         let info =
             url.into_connection_info().map_err(|_| Failure::Usage(format!("--url is not understood: {no_url}")))?;
         // Maps come as maps.
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        Ok(Self(Arc::new(Inner { info: info.set_redis_settings(settings), patience, link: OnceCell::new() })))
+        Ok(Self(Arc::new(Inner {
+            info: info.set_redis_settings(settings),
+            patience,
+            may_be_cluster,
+            link: OnceCell::new(),
+        })))
     }
 
     /// What the server answers.
@@ -74,7 +88,7 @@ impl Server {
     /// # Errors
     /// What it refuses, or why there is no answer.
     pub async fn ask_raw(&self, command: &Cmd) -> Result<Value, Failure> {
-        let link = self.0.link.get_or_try_init(|| connect(&self.0.info, self.0.patience)).await?;
+        let link = self.0.link.get_or_try_init(|| connect(&self.0)).await?;
         let answer = match link {
             Link::Single(connection) => connection.clone().req_packed_command(command).await,
             Link::Cluster(connection) => connection.clone().req_packed_command(command).await,
@@ -87,18 +101,22 @@ impl Server {
     /// # Errors
     /// Why there is no answer.
     pub async fn is_cluster(&self) -> Result<bool, Failure> {
-        Ok(matches!(self.0.link.get_or_try_init(|| connect(&self.0.info, self.0.patience)).await?, Link::Cluster(_)))
+        Ok(matches!(self.0.link.get_or_try_init(|| connect(&self.0)).await?, Link::Cluster(_)))
     }
 }
 
 /// One that turns out to be a node of a cluster is connected to as a cluster.
-async fn connect(info: &ConnectionInfo, patience: Duration) -> RedisResult<Link> {
+async fn connect(inner: &Inner) -> RedisResult<Link> {
+    let Inner { info, patience, may_be_cluster, .. } = inner;
     let config = ConnectionManagerConfig::new()
         .set_number_of_retries(0)
         .set_connection_timeout(Some(TIMEOUT))
-        .set_response_timeout(Some(patience));
+        .set_response_timeout(Some(*patience));
     let client = Client::open(info.clone())?;
     let mut single = ConnectionManager::new_with_config(client, config).await?;
+    if !may_be_cluster {
+        return Ok(Link::Single(single));
+    }
     // A user who may not ask this gets a server that is no cluster, whose redirections then say so.
     let about: RedisResult<String> = redis::cmd("INFO").arg("cluster").query_async(&mut single).await;
     if !about.is_ok_and(|about| about.contains("cluster_enabled:1")) {
@@ -107,7 +125,7 @@ async fn connect(info: &ConnectionInfo, patience: Duration) -> RedisResult<Link>
     let client = ClusterClientBuilder::new([info.clone()])
         .use_protocol(ProtocolVersion::RESP3)
         .connection_timeout(TIMEOUT)
-        .response_timeout(patience)
+        .response_timeout(*patience)
         .build()?;
     Ok(Link::Cluster(client.get_async_connection().await?))
 }

@@ -18,6 +18,8 @@ pub struct Console {
     server: Server,
     /// Without the timeout: for what is asked to wait.
     patient: Server,
+    /// Without the timeout, and never another node of its cluster: a keyring is each server's own.
+    node: Server,
     /// The store.
     pub store: String,
     /// Where answers go.
@@ -33,6 +35,7 @@ impl Console {
         Ok(Self {
             server: Server::at(&at.url)?,
             patient: Server::patient(&at.url)?,
+            node: Server::node(&at.url)?,
             store: at.store.clone(),
             out: Output { json: at.json },
         })
@@ -57,6 +60,14 @@ impl Console {
     /// What it refuses, or why there is no answer.
     pub async fn ask_raw(&self, request: Request) -> Result<Value, Failure> {
         self.server.ask_raw(request.command()).await
+    }
+
+    /// What this very node answers, however long it takes, and if it is one of a cluster.
+    ///
+    /// # Errors
+    /// What it refuses, or why there is no answer.
+    pub async fn ask_node(&self, request: Request) -> Result<Json, Failure> {
+        self.node.ask(request.command()).await
     }
 
     /// What the module answers, however long it takes.
@@ -125,7 +136,7 @@ impl Console {
     ///
     /// # Errors
     /// What is refused, or why there is no answer.
-    pub async fn after(&self, request: impl Fn() -> Request, max: Option<usize>) -> Result<Vec<Json>, Failure> {
+    pub async fn pages_by_id(&self, request: impl Fn() -> Request, max: Option<usize>) -> Result<Vec<Json>, Failure> {
         let mut all = Vec::new();
         let mut after = Json::from(0);
         loop {
@@ -158,7 +169,11 @@ impl Console {
     ///
     /// # Errors
     /// What is refused, or why there is no answer.
-    pub async fn from_offset(&self, request: impl Fn() -> Request, max: Option<usize>) -> Result<Vec<Json>, Failure> {
+    pub async fn pages_by_offset(
+        &self,
+        request: impl Fn() -> Request,
+        max: Option<usize>,
+    ) -> Result<Vec<Json>, Failure> {
         let mut all = Vec::new();
         loop {
             let count = max.map_or(PAGE, |max| PAGE.min(max.saturating_sub(all.len())));
@@ -178,7 +193,11 @@ impl Console {
     ///
     /// # Errors
     /// What is refused, or why there is no answer.
-    pub async fn from_cursor(&self, request: impl Fn() -> Request, max: Option<usize>) -> Result<Vec<Json>, Failure> {
+    pub async fn pages_by_cursor(
+        &self,
+        request: impl Fn() -> Request,
+        max: Option<usize>,
+    ) -> Result<Vec<Json>, Failure> {
         let mut all = Vec::new();
         if max == Some(0) {
             return Ok(all);

@@ -111,7 +111,7 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
         Verb::Allow(rule) => console.tell(rule.request(console, "KG.ALLOWIP"), "allowed").await,
         Verb::Unallow(place) => console.value(place.request(console, "KG.UNALLOWIP")).await,
         Verb::List { max } => {
-            let rows = console.from_cursor(|| console.request("KG.LISTIPS"), max.max).await?;
+            let rows = console.pages_by_cursor(|| console.request("KG.LISTIPS"), max.max).await?;
             console.out.table(&COLUMNS, &rows)
         }
         Verb::Check(Address { address, path }) => {

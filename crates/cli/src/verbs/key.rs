@@ -190,12 +190,7 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
         Verb::Show { id } => console.show(console.request("KG.GETKEY").word(id)).await,
         Verb::List { filters, listing } => {
             let request = || filters.add(console.request("KG.LISTKEYS").word("TYPE").word("api"));
-            let rows = if listing.is_sorted() {
-                console.from_offset(|| listing.add(request()), listing.max()).await?
-            } else {
-                console.after(request, listing.max()).await?
-            };
-            console.out.table(&COLUMNS, &rows)
+            console.out.table(&COLUMNS, &listing.rows(console, request).await?)
         }
         Verb::Count { filters } => {
             console.value(filters.add(console.request("KG.COUNTKEYS").word("TYPE").word("api"))).await
@@ -225,12 +220,12 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
 
 /// A raw key alone on standard output, with the words about it elsewhere.
 fn issued(console: &Console, reply: &Json) -> Result<(), Failure> {
-    let Some([id, raw]) = reply.as_array().map(Vec::as_slice) else {
+    let Some([id, Json::String(raw)]) = reply.as_array().map(Vec::as_slice) else {
         return Err(Failure::Strange("no key"));
     };
     if console.out.json {
-        return console.out.value(reply);
+        return console.out.secret(reply.to_string().as_bytes());
     }
     console.out.note(&format!("key {id}, shown this once:"))?;
-    console.out.value(raw)
+    console.out.secret(raw.as_bytes())
 }

@@ -122,7 +122,7 @@ async fn create_org(console: &Console, name: &str) -> Result<(), Failure> {
 /// A store that is not there yet has none.
 async fn all(console: &Console, listing: &[&str]) -> Result<Vec<Json>, Failure> {
     let (command, words) = listing.split_first().ok_or(Failure::Strange("no command"))?;
-    match console.after(|| console.request(command).words(words), None).await {
+    match console.pages_by_id(|| console.request(command).words(words), None).await {
         Err(failure) if failure.code() == Some("NOSTORE") => Ok(Vec::new()),
         rows => rows,
     }

@@ -4,7 +4,6 @@ use clap::Subcommand;
 
 use crate::failure::Failure;
 use crate::output::of;
-use crate::reply::json;
 
 use super::request::Request;
 use super::{Console, progress};
@@ -23,7 +22,9 @@ pub enum Verb {
         /// Its fingerprint
         fingerprint: String,
     },
-    /// Seal the store's secrets again under the newest key, and wait for it. Exit code 1 if it is stopped
+    /// Seal the store's secrets again under the newest key, and wait for it
+    ///
+    /// Ended with Ctrl-C it goes on in the server; `keyring stop` stops it there, unless someone still waits, who would start it again.
     Rekey {
         /// Return once it has begun
         #[arg(long)]
@@ -41,13 +42,16 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
     match verb {
         // It looks through all keys of the server.
         Verb::Status => {
-            let reply = json(console.ask_patiently(Request::new("KG.KEYRING").word("STATUS")).await?);
+            let reply = console.ask_node(Request::new("KG.KEYRING").word("STATUS")).await?;
             console.out.table(&COLUMNS, reply.as_array().map_or(&[], Vec::as_slice))
         }
-        Verb::Reload => console.tell(Request::new("KG.KEYRING").word("RELOAD"), "reloaded").await,
+        Verb::Reload => {
+            let reply = console.ask_node(Request::new("KG.KEYRING").word("RELOAD")).await?;
+            console.out.done("reloaded", &reply)
+        }
         Verb::Drop { fingerprint } => {
-            let reply = console.ask_patiently(Request::new("KG.KEYRING").word("DROP").word(fingerprint)).await?;
-            console.out.done("dropped", &json(reply))
+            let reply = console.ask_node(Request::new("KG.KEYRING").word("DROP").word(fingerprint)).await?;
+            console.out.done("dropped", &reply)
         }
         Verb::Rekey { no_wait: true } => console.show(console.request("KG.REKEY")).await,
         Verb::Rekey { no_wait: false } => {

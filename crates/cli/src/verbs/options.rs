@@ -5,6 +5,7 @@ use std::str::FromStr;
 use clap::{ArgAction, Args};
 
 use crate::failure::Failure;
+use crate::reply::Json;
 
 use super::Console;
 use super::request::Request;
@@ -172,19 +173,17 @@ pub struct Max {
 }
 
 impl Listing {
-    /// SORTBY for each.
-    pub fn add(&self, request: Request) -> Request {
-        self.sort.iter().fold(request, |request, field| request.word("SORTBY").words(field.split_whitespace()))
-    }
-
-    /// Whether an order other than that of ids is asked for.
-    pub fn is_sorted(&self) -> bool {
-        !self.sort.is_empty()
-    }
-
-    /// After how many to stop.
-    pub fn max(&self) -> Option<usize> {
-        self.max.max
+    /// All records, or the first so many, in the order that is asked for.
+    ///
+    /// # Errors
+    /// What the module refuses, or why it does not answer.
+    pub async fn rows(&self, console: &Console, request: impl Fn() -> Request) -> Result<Vec<Json>, Failure> {
+        if self.sort.is_empty() {
+            return console.pages_by_id(request, self.max.max).await;
+        }
+        let fields = || self.sort.iter().map(|field| field.split_whitespace());
+        let sorted = || fields().fold(request(), |request, words| request.word("SORTBY").words(words));
+        console.pages_by_offset(sorted, self.max.max).await
     }
 }
 

@@ -75,7 +75,7 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
         Verb::Show { name } => console.show(console.request("KG.GETORG").word(name)).await,
         Verb::List { status, max } => {
             let request = || console.request("KG.LISTORGS").option("STATUS", status.as_deref());
-            console.out.table(&COLUMNS, &console.after(request, max.max).await?)
+            console.out.table(&COLUMNS, &console.pages_by_id(request, max.max).await?)
         }
         Verb::Remove { name } => console.tell(console.request("KG.DELORG").word(name), "removed").await,
     }

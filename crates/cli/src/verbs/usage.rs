@@ -55,7 +55,7 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
                 let request = console.request("KG.USAGE").option("KEY", key.as_deref());
                 request.option("FROM", from.as_deref()).option("TO", to.as_deref())
             };
-            console.out.table(&COLUMNS, &console.from_cursor(request, max.max).await?)
+            console.out.table(&COLUMNS, &console.pages_by_cursor(request, max.max).await?)
         }
     }
 }

@@ -237,12 +237,7 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
         Verb::Find => console.value(console.request("KG.FINDKEY").word(secret::read("secret")?.as_slice())).await,
         Verb::List { filters, listing } => {
             let request = || filters.add(console.request("KG.LISTKEYS").word("TYPE").word("vault"));
-            let rows = if listing.is_sorted() {
-                console.from_offset(|| listing.add(request()), listing.max()).await?
-            } else {
-                console.after(request, listing.max()).await?
-            };
-            console.out.table(&COLUMNS, &rows)
+            console.out.table(&COLUMNS, &listing.rows(console, request).await?)
         }
         Verb::Count { filters } => {
             console.value(filters.add(console.request("KG.COUNTKEYS").word("TYPE").word("vault"))).await
