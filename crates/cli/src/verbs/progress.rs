@@ -25,6 +25,7 @@ pub type HowFar = fn(&Json) -> (u64, Option<u64>);
 pub async fn watch(console: &Console, ask: impl Fn() -> Request, how_far: HowFar) -> Result<(), Failure> {
     // It hides itself where nobody looks.
     let bar = ProgressBar::new_spinner();
+    style(&bar, "{spinner} {human_pos} records");
     let mut pause = OFTEN;
     let status = loop {
         let status = console.ask(ask()).await?;
@@ -36,9 +37,7 @@ pub async fn watch(console: &Console, ask: impl Fn() -> Request, how_far: HowFar
             && let Some(all) = all
         {
             bar.set_length(all);
-            if let Ok(style) = ProgressStyle::with_template("{bar:40} {human_pos} of {human_len} ({eta})") {
-                bar.set_style(style);
-            }
+            style(&bar, "{bar:40} {human_pos} of {human_len} records ({eta})");
         }
         bar.set_position(done);
         bar.tick();
@@ -47,6 +46,12 @@ pub async fn watch(console: &Console, ask: impl Fn() -> Request, how_far: HowFar
     };
     bar.finish_and_clear();
     ended(console.out, &status)
+}
+
+fn style(bar: &ProgressBar, template: &str) {
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
 }
 
 /// Shows how it ended.
