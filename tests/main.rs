@@ -24,6 +24,7 @@ mod addresses;
 mod admin;
 mod apikeys;
 mod claim;
+mod cli;
 mod cluster;
 mod docs;
 mod examples;
@@ -97,6 +98,7 @@ fn main() -> ExitCode {
         admin::TESTS,
         examples::TESTS,
         verify::TESTS,
+        cli::TESTS,
     ];
     let mut trials = Vec::new();
     let on_all = tables.into_iter().map(|table| (table, &*servers));

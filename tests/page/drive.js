@@ -33,7 +33,7 @@ async function main(context) {
   assert.equal(await page.getByRole("navigation").count(), 0);
   expected = ["403"];
   await signIn(page, `${token}x`);
-  await page.getByRole("status").filter({ hasText: /token/i }).waitFor();
+  await page.getByRole("status").filter({ hasText: "Invalid admin key." }).waitFor();
   assert.equal(await page.evaluate(() => sessionStorage.length), 0, "a token that is refused is not kept");
   expected = [];
 

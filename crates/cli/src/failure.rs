@@ -19,6 +19,9 @@ pub enum Failure {
         /// What follows.
         text: String,
     },
+    /// The answer, which has been shown, is no: a key that is not let in, a limit that refuses.
+    #[error("refused")]
+    Answered,
     /// No answer: no server, no way to it, or it took too long.
     #[error("the server does not answer: {0}")]
     Unreachable(String),
@@ -54,11 +57,11 @@ impl Failure {
         })
     }
 
-    /// 1 for what the server refused, 2 for what the command line has wrong (as clap has it), 3 for a server that does not answer,
+    /// 1 for what the server refused and for an answer that is no, 2 for what the command line has wrong (as clap has it), 3 for a server that does not answer,
     /// 4 for one without the module or with another version, 5 for a user who may not, 6 for what this machine refused.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
-            Self::Refused { .. } => 1,
+            Self::Refused { .. } | Self::Answered => 1,
             Self::Usage(_) => 2,
             Self::Unreachable(_) => 3,
             Self::NoModule | Self::Strange(_) => 4,

@@ -9,7 +9,7 @@ use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion, RedisError,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion, RedisError,
     RedisResult, ServerErrorKind, Value,
 };
 use tokio::sync::Mutex;
@@ -20,6 +20,9 @@ use crate::reply::{self, Json};
 
 /// How long to wait for an answer, the connecting included. Commands of the module take microseconds.
 pub const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long to wait for the answer of a command that was asked to wait itself: longer than the module ever does.
+const PATIENCE: Duration = Duration::from_secs(367 * 24 * 3600);
 
 /// How often a cluster may send a command elsewhere before that is an answer.
 const REDIRECTIONS: usize = 5;
@@ -35,6 +38,10 @@ pub struct Server(Arc<Inner>);
 
 struct Inner {
     info: ConnectionInfo,
+    /// How long an answer may take.
+    patience: Duration,
+    /// Whether a node of a cluster stands for itself.
+    alone: bool,
     link: RwLock<Option<Arc<Link>>>,
     /// Held while connecting: one at a time does.
     connecting: Mutex<()>,
@@ -58,7 +65,37 @@ impl Server {
         // Maps come as maps.
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let info = info.set_redis_settings(settings).set_tcp_settings(tcp_settings());
-        Ok(Self(Arc::new(Inner { info, link: RwLock::default(), connecting: Mutex::default() })))
+        Ok(Self::new(info, TIMEOUT, false))
+    }
+
+    fn new(info: ConnectionInfo, patience: Duration, alone: bool) -> Self {
+        Self(Arc::new(Inner { info, patience, alone, link: RwLock::default(), connecting: Mutex::default() }))
+    }
+
+    /// The same, for commands that wait: it is connected to within [`TIMEOUT`], and may answer whenever it likes.
+    pub fn patient(&self) -> Self {
+        Self::new(self.0.info.clone(), PATIENCE, self.0.alone)
+    }
+
+    /// The node that the URL names, for itself, also where it is one of a cluster: for what is each server's own.
+    pub fn node(&self) -> Self {
+        Self::new(self.0.info.clone(), self.0.patience, true)
+    }
+
+    /// Another node, by the same user and the same TLS; for itself, also where it is one of a cluster.
+    pub fn sibling(&self, host: &str, port: u16) -> Self {
+        let address = match self.0.info.addr().clone() {
+            ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+                ConnectionAddr::TcpTls { host: host.to_owned(), port, insecure, tls_params }
+            }
+            _ => ConnectionAddr::Tcp(host.to_owned(), port),
+        };
+        Self::new(self.0.info.clone().set_addr(address), self.0.patience, true)
+    }
+
+    /// Where the URL leads, without user and password.
+    pub fn address(&self) -> &ConnectionAddr {
+        self.0.info.addr()
     }
 
     /// What the server answers.
@@ -83,7 +120,7 @@ impl Server {
             }
             .and_then(Value::extract_error)
         };
-        let answer = match time::timeout(TIMEOUT, asking).await {
+        let answer = match time::timeout(self.0.patience, asking).await {
             Ok(answer) => answer,
             Err(_) => Err(RedisError::from((ErrorKind::Io, "no answer within two seconds"))),
         };
@@ -116,7 +153,7 @@ impl Server {
         if let Some(link) = present() {
             return Ok(link);
         }
-        let link = Arc::new(connect(&self.0.info).await?);
+        let link = Arc::new(connect(&self.0).await?);
         *self.0.link.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&link));
         Ok(link)
     }
@@ -180,10 +217,14 @@ fn tcp_settings() -> TcpSettings {
 }
 
 /// One that turns out to be a node of a cluster is connected to as a cluster.
-async fn connect(info: &ConnectionInfo) -> RedisResult<Link> {
-    let config = AsyncConnectionConfig::new().set_connection_timeout(Some(TIMEOUT)).set_response_timeout(Some(TIMEOUT));
+async fn connect(inner: &Inner) -> RedisResult<Link> {
+    let Inner { info, patience, alone, .. } = inner;
+    let config = AsyncConnectionConfig::new().set_connection_timeout(Some(TIMEOUT)).set_response_timeout(Some(*patience));
     let client = Client::open(info.clone())?;
     let mut single = client.get_multiplexed_async_connection_with_config(&config).await?;
+    if *alone {
+        return Ok(Link::Single(single));
+    }
     let about: RedisResult<String> = redis::cmd("INFO").arg("cluster").query_async(&mut single).await;
     let is_cluster = match about {
         Ok(about) => about.contains("cluster_enabled:1"),
@@ -197,7 +238,7 @@ async fn connect(info: &ConnectionInfo) -> RedisResult<Link> {
     let client = ClusterClientBuilder::new([info.clone()])
         .use_protocol(ProtocolVersion::RESP3)
         .connection_timeout(TIMEOUT)
-        .response_timeout(TIMEOUT)
+        .response_timeout(*patience)
         .tcp_settings(tcp_settings())
         .retries(0)
         .build()?;

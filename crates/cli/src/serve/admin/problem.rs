@@ -93,9 +93,7 @@ impl From<Failure> for Problem {
             Failure::Strange(_) => {
                 Self::unavailable("The server's answer is not understood: is the module of this version?")
             }
-            Failure::Usage(_) | Failure::Unreachable(_) | Failure::Io(_) => {
-                Self::unavailable("The server does not answer.")
-            }
+            _ => Self::unavailable("The server does not answer."),
         }
     }
 }

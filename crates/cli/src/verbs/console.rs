@@ -1,0 +1,231 @@
+//! What a verb has: the server, the store, and how answers are shown.
+
+use redis::Value;
+
+use crate::cli::At;
+use crate::failure::Failure;
+use crate::output::{Output, of};
+use crate::reply::Json;
+use crate::server::Server;
+
+use super::request::Request;
+
+/// As many records as the module gives at a time.
+const PAGE: usize = 200;
+
+/// What a verb has.
+pub struct Console {
+    server: Server,
+    /// Without the timeout: for what is asked to wait.
+    patient: Server,
+    /// Without the timeout, and never another node of its cluster: a keyring is each server's own.
+    node: Server,
+    /// The store.
+    pub store: String,
+    /// Where answers go.
+    pub out: Output,
+}
+
+impl Console {
+    /// At this server and store.
+    ///
+    /// # Errors
+    /// A URL that is none.
+    pub fn at(at: &At) -> Result<Self, Failure> {
+        let server = Server::at(&at.url)?;
+        Ok(Self {
+            patient: server.patient(),
+            node: server.node().patient(),
+            server,
+            store: at.store.clone(),
+            out: Output { json: at.json },
+        })
+    }
+
+    /// A command on the store.
+    pub fn request(&self, command: &str) -> Request {
+        Request::new(command).word(&self.store)
+    }
+
+    /// What the module answers.
+    ///
+    /// # Errors
+    /// What it refuses, or why there is no answer.
+    pub async fn ask(&self, request: Request) -> Result<Json, Failure> {
+        self.server.ask(request.command()).await
+    }
+
+    /// What the module answers, byte by byte: for secrets.
+    ///
+    /// # Errors
+    /// What it refuses, or why there is no answer.
+    pub async fn ask_raw(&self, request: Request) -> Result<Value, Failure> {
+        self.server.ask_raw(request.command()).await
+    }
+
+    /// What this very node answers, however long it takes, and if it is one of a cluster.
+    ///
+    /// # Errors
+    /// What it refuses, or why there is no answer.
+    pub async fn ask_node(&self, request: Request) -> Result<Json, Failure> {
+        self.node.ask(request.command()).await
+    }
+
+    /// What the module answers, however long it takes.
+    ///
+    /// # Errors
+    /// What it refuses, or why there is no answer.
+    pub async fn ask_patiently(&self, request: Request) -> Result<Value, Failure> {
+        self.patient.ask_raw(request.command()).await
+    }
+
+    /// Asks, and shows a map.
+    ///
+    /// # Errors
+    /// What is refused, or why there is no answer.
+    pub async fn show(&self, request: Request) -> Result<(), Failure> {
+        let reply = self.ask(request).await?;
+        self.out.record(&reply)
+    }
+
+    /// Asks, and shows a number or a list of them.
+    ///
+    /// # Errors
+    /// What is refused, or why there is no answer.
+    pub async fn value(&self, request: Request) -> Result<(), Failure> {
+        let reply = self.ask(request).await?;
+        self.out.value(&reply)
+    }
+
+    /// Asks, and says what was done.
+    ///
+    /// # Errors
+    /// What is refused, or why there is no answer.
+    pub async fn tell(&self, request: Request, done: &str) -> Result<(), Failure> {
+        let reply = self.ask(request).await?;
+        self.out.done(done, &reply)
+    }
+
+    /// Asks for a change of fields, and says which changed.
+    ///
+    /// # Errors
+    /// What is refused, or why there is no answer.
+    pub async fn change(&self, request: Request) -> Result<(), Failure> {
+        let reply = self.ask(request).await?;
+        let fields: Vec<&str> = reply.as_array().into_iter().flatten().filter_map(Json::as_str).collect();
+        let done =
+            if fields.is_empty() { "nothing changed".to_owned() } else { format!("changed {}", fields.join(", ")) };
+        self.out.done(&done, &reply)
+    }
+
+    /// Repeats a command that does a part at a time until it answers 0; what all answers were together.
+    ///
+    /// # Errors
+    /// What is refused, or why there is no answer.
+    pub async fn until_none(&self, request: Request) -> Result<u64, Failure> {
+        let mut all = 0;
+        loop {
+            match self.server.ask(request.command()).await?.as_u64() {
+                Some(0) => return Ok(all),
+                Some(some) => all += some,
+                None => return Err(Failure::Strange("no number")),
+            }
+        }
+    }
+
+    /// All maps of a listing that goes on AFTER an id, or the first so many.
+    ///
+    /// # Errors
+    /// What is refused, or why there is no answer.
+    pub async fn pages_by_id(&self, request: impl Fn() -> Request, max: Option<usize>) -> Result<Vec<Json>, Failure> {
+        let mut all = Vec::new();
+        let mut after = Json::from(0);
+        loop {
+            let count = max.map_or(PAGE, |max| PAGE.min(max.saturating_sub(all.len())));
+            if count == 0 {
+                return Ok(all);
+            }
+            let request = request().word("AFTER").word(after.to_string()).word("COUNT").word(count);
+            let mut page = array(self.ask(request).await?)?;
+            let full = page.len() == count;
+            match page.last() {
+                // A page that had to end before it was full says where.
+                Some(last) if last.get("after").is_some() && last.get("id").is_none() => {
+                    after = of(last, "after").clone();
+                    page.pop();
+                    all.append(&mut page);
+                    continue;
+                }
+                Some(last) => after = of(last, "id").clone(),
+                None => return Ok(all),
+            }
+            all.append(&mut page);
+            if !full {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// All maps of a sorted listing, or the first so many.
+    ///
+    /// # Errors
+    /// What is refused, or why there is no answer.
+    pub async fn pages_by_offset(
+        &self,
+        request: impl Fn() -> Request,
+        max: Option<usize>,
+    ) -> Result<Vec<Json>, Failure> {
+        let mut all = Vec::new();
+        loop {
+            let count = max.map_or(PAGE, |max| PAGE.min(max.saturating_sub(all.len())));
+            if count == 0 {
+                return Ok(all);
+            }
+            let mut page = array(self.ask(request().word("LIMIT").word(all.len()).word(count)).await?)?;
+            let full = page.len() == count;
+            all.append(&mut page);
+            if !full {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// All maps of a listing that goes on from a cursor, or the first so many.
+    ///
+    /// # Errors
+    /// What is refused, or why there is no answer.
+    pub async fn pages_by_cursor(
+        &self,
+        request: impl Fn() -> Request,
+        max: Option<usize>,
+    ) -> Result<Vec<Json>, Failure> {
+        let mut all = Vec::new();
+        if max == Some(0) {
+            return Ok(all);
+        }
+        let mut cursor: Option<String> = None;
+        loop {
+            let reply = self.ask(request().option("CURSOR", cursor.as_deref())).await?;
+            let Some([next, page]) = reply.as_array().map(Vec::as_slice) else {
+                return Err(Failure::Strange("no page"));
+            };
+            all.append(&mut array(page.clone())?);
+            if max.is_some_and(|max| all.len() >= max) {
+                all.truncate(max.unwrap_or_default());
+                return Ok(all);
+            }
+            match next.as_str() {
+                Some("0") => return Ok(all),
+                Some(next) => cursor = Some(next.to_owned()),
+                None => return Err(Failure::Strange("no cursor")),
+            }
+        }
+    }
+}
+
+fn array(reply: Json) -> Result<Vec<Json>, Failure> {
+    match reply {
+        Json::Array(values) => Ok(values),
+        _ => Err(Failure::Strange("no list")),
+    }
+}

@@ -1,0 +1,61 @@
+//! What goes on in the background of the server: asked for now and then until it ends, and shown as it goes.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::failure::Failure;
+use crate::output::{Output, of};
+use crate::reply::Json;
+
+use super::Console;
+use super::request::Request;
+
+/// How often the server is asked at first, and how seldom at last.
+const OFTEN: Duration = Duration::from_millis(50);
+const SELDOM: Duration = Duration::from_millis(500);
+
+/// How far it is, and of how much, if that is known.
+pub type HowFar = fn(&Json) -> (u64, Option<u64>);
+
+/// Asks until it no longer runs; a bar on standard error, if that is a terminal. Shows the last answer.
+///
+/// # Errors
+/// It ended otherwise than well, or there is no answer.
+pub async fn watch(console: &Console, ask: impl Fn() -> Request, how_far: HowFar) -> Result<(), Failure> {
+    // It hides itself where nobody looks.
+    let bar = ProgressBar::new_spinner();
+    style(&bar, "{spinner} {human_pos} records");
+    let mut pause = OFTEN;
+    let status = loop {
+        let status = console.ask(ask()).await?;
+        if of(&status, "state") != "running" {
+            break status;
+        }
+        let (done, all) = how_far(&status);
+        if bar.length().is_none()
+            && let Some(all) = all
+        {
+            bar.set_length(all);
+            style(&bar, "{bar:40} {human_pos} of {human_len} records ({eta})");
+        }
+        bar.set_position(done);
+        bar.tick();
+        tokio::time::sleep(pause).await;
+        pause = SELDOM.min(pause * 2);
+    };
+    bar.finish_and_clear();
+    ended(console.out, &status)
+}
+
+fn style(bar: &ProgressBar, template: &str) {
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+}
+
+/// Shows how it ended.
+fn ended(out: Output, status: &Json) -> Result<(), Failure> {
+    out.record(status)?;
+    if of(status, "state") == "done" { Ok(()) } else { Err(Failure::Answered) }
+}
