@@ -41,6 +41,7 @@ mod rotation;
 mod secrecy;
 mod snapshot;
 mod stores;
+mod terminal;
 mod usage;
 mod vault;
 mod waiting;
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
         secrecy::TESTS,
         acl::TESTS,
         loading::TESTS,
+        terminal::TESTS,
         docs::TESTS,
         examples::TESTS,
     ];

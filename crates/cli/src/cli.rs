@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::serve;
+use crate::{doctor, serve};
 
 /// Guard API keys inside Redis or Valkey: the operator's tools.
 #[derive(Debug, Parser)]
@@ -36,6 +36,8 @@ pub struct At {
 /// What can be done.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Look at the server as one who has to answer for it: what is well, what is not, and what to do.
+    Doctor(doctor::Options),
     /// An admin API, a gate for other HTTP servers to ask, and a page to look at.
     Serve(serve::Options),
 }

@@ -4,6 +4,7 @@
 //! Every verb is one or a few commands of the module and nothing that the module does not do: what it refuses is refused here.
 
 mod cli;
+mod doctor;
 mod failure;
 mod output;
 mod reply;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
 async fn run(cli: Cli) -> Result<(), Failure> {
     let Cli { at, command } = cli;
     match command {
+        Command::Doctor(options) => doctor::run(&at, &options).await,
         Command::Serve(options) => serve::run(&at, options).await,
     }
 }

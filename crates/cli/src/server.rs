@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
 use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
-use redis::{Client, Cmd, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisResult, Value};
+use redis::{Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisResult, Value};
 use tokio::sync::OnceCell;
 
 use crate::failure::Failure;
@@ -22,6 +22,8 @@ pub struct Server(Arc<Inner>);
 
 struct Inner {
     info: ConnectionInfo,
+    /// Whether a node of a cluster stands for itself.
+    alone: bool,
     link: OnceCell<Link>,
 }
 
@@ -42,7 +44,32 @@ impl Server {
             url.into_connection_info().map_err(|_| Failure::Usage(format!("--url is not understood: {no_url}")))?;
         // Maps come as maps.
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        Ok(Self(Arc::new(Inner { info: info.set_redis_settings(settings), link: OnceCell::new() })))
+        Ok(Self::new(info.set_redis_settings(settings), false))
+    }
+
+    fn new(info: ConnectionInfo, alone: bool) -> Self {
+        Self(Arc::new(Inner { info, alone, link: OnceCell::new() }))
+    }
+
+    /// The node that the URL names, for itself, also where it is one of a cluster.
+    pub fn node(&self) -> Self {
+        Self::new(self.0.info.clone(), true)
+    }
+
+    /// Another node, by the same user and the same TLS; for itself, also where it is one of a cluster.
+    pub fn sibling(&self, host: &str, port: u16) -> Self {
+        let address = match self.0.info.addr().clone() {
+            ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+                ConnectionAddr::TcpTls { host: host.to_owned(), port, insecure, tls_params }
+            }
+            _ => ConnectionAddr::Tcp(host.to_owned(), port),
+        };
+        Self::new(self.0.info.clone().set_addr(address), true)
+    }
+
+    /// Where the URL leads, without user and password.
+    pub fn address(&self) -> &ConnectionAddr {
+        self.0.info.addr()
     }
 
     /// What the server answers.
@@ -58,7 +85,7 @@ impl Server {
     /// # Errors
     /// What it refuses, or why there is no answer.
     pub async fn ask_raw(&self, command: &Cmd) -> Result<Value, Failure> {
-        let link = self.0.link.get_or_try_init(|| connect(&self.0.info)).await?;
+        let link = self.0.link.get_or_try_init(|| connect(&self.0.info, self.0.alone)).await?;
         let answer = match link {
             Link::Single(connection) => connection.clone().req_packed_command(command).await,
             Link::Cluster(connection) => connection.clone().req_packed_command(command).await,
@@ -71,18 +98,21 @@ impl Server {
     /// # Errors
     /// Why there is no answer.
     pub async fn is_cluster(&self) -> Result<bool, Failure> {
-        Ok(matches!(self.0.link.get_or_try_init(|| connect(&self.0.info)).await?, Link::Cluster(_)))
+        Ok(matches!(self.0.link.get_or_try_init(|| connect(&self.0.info, self.0.alone)).await?, Link::Cluster(_)))
     }
 }
 
 /// One that turns out to be a node of a cluster is connected to as a cluster.
-async fn connect(info: &ConnectionInfo) -> RedisResult<Link> {
+async fn connect(info: &ConnectionInfo, alone: bool) -> RedisResult<Link> {
     let config = ConnectionManagerConfig::new()
         .set_number_of_retries(0)
         .set_connection_timeout(Some(TIMEOUT))
         .set_response_timeout(Some(TIMEOUT));
     let client = Client::open(info.clone())?;
     let mut single = ConnectionManager::new_with_config(client, config).await?;
+    if alone {
+        return Ok(Link::Single(single));
+    }
     // A user who may not ask this gets a server that is no cluster, whose redirections then say so.
     let about: RedisResult<String> = redis::cmd("INFO").arg("cluster").query_async(&mut single).await;
     if !about.is_ok_and(|about| about.contains("cluster_enabled:1")) {
