@@ -5,7 +5,7 @@ use std::{
     io::Write,
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
-    process::Output,
+    process::{Output, Stdio},
     thread,
 };
 
@@ -13,8 +13,8 @@ use redis::{Parser, Value};
 use serde_json::Value as Json;
 
 use crate::harness::{
-    OTHER_KEYRING, Reply, Server, Sut, args, contains, eventually, expect, free_port, now_ms, populate, server_tests,
-    tool,
+    OTHER_KEYRING, Reply, Server, Sut, Terminal, args, contains, eventually, expect, free_port, now_ms, populate,
+    server_tests, tool,
 };
 
 server_tests![
@@ -30,6 +30,9 @@ server_tests![
     the_doctor_tells_of_data_that_no_disk_has,
     the_doctor_looks_at_what_a_user_may_see,
     the_doctor_tells_of_a_replica_that_lags_and_whose_clock_is_off,
+    the_menu_does_what_each_of_its_entries_says,
+    the_menu_takes_its_answers_from_a_pipe,
+    the_menu_goes_on_after_an_error,
 ];
 
 /// A server that a doctor has nothing to say against.
@@ -326,4 +329,185 @@ fn server_whose_clock_is_ahead(by_ms: i64) -> u16 {
         }
     });
     port
+}
+
+/// Of the menu, the question what to do.
+const CHOICE: &str = "? for help]: ";
+
+/// One more key by the menu; the answers in the order of its questions.
+fn add_by_menu(terminal: &mut Terminal, answers: [&str; 6], secret: &str) {
+    terminal.answer(CHOICE, "a");
+    for (question, answer) in ["Name", "Source", "Login", "Batch", "Expiry", "Active"].into_iter().zip(answers) {
+        terminal.expect(question);
+        terminal.answer(": ", answer);
+    }
+    terminal.answer("Secret (not shown): ", secret);
+    terminal.expect("Added as ");
+}
+
+fn the_menu_does_what_each_of_its_entries_says(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    let mut terminal = Terminal::start(&server, &["menu"]);
+    let secrets = ["first-of-the-secrets", "second-of-the-secrets", "third-of-the-secrets"];
+
+    // Add: the last answers are the defaults of the next.
+    add_by_menu(&mut terminal, ["vendor", "billing", "ops@example.com", "b1", "30d", ""], secrets[0]);
+    add_by_menu(&mut terminal, ["", "", "-", "", "60", "no"], secrets[1]);
+    let (first, second) = (c.ok("KG.GETKEY acme 1"), c.ok("KG.GETKEY acme 2"));
+    for (field, expected) in [("name", "vendor"), ("source", "billing"), ("batch", "b1")] {
+        assert_eq!([&first, &second].map(|key| key.field(field).text()), [expected; 2]);
+    }
+    assert_eq!(first.field("login").text(), "ops@example.com");
+    assert!(second.get("login").is_none(), "{second:?}");
+    let days = |key: &Value| (key.field("expires_at").int() - now_ms() + 3_600_000) / 86_400_000;
+    assert_eq!([&first, &second].map(days), [30, 60]);
+    assert_eq!([&first, &second].map(|key| key.field("active").int()), [1, 0]);
+    c.ok("KG.ADDKEY acme elsewhere of-nobody-here");
+
+    // List: all keys. Session: those made here.
+    terminal.answer(CHOICE, "l");
+    terminal.expect("vendor");
+    terminal.expect("elsewhere");
+    terminal.answer(CHOICE, "s");
+    terminal.expect("vendor");
+    terminal.answer(CHOICE, "u");
+    terminal.expect("total");
+    terminal.expect(CHOICE);
+    let screen = terminal.screen();
+    // The questions after both: this one, and that for the usability between.
+    let session = screen.rsplit(CHOICE.trim_end()).nth(2).unwrap();
+    assert!(session.contains("vendor") && !session.contains("elsewhere"), "{session}");
+
+    // Mark active by the secret; mark inactive and get the next, with its secret only when asked for.
+    terminal.line("m");
+    terminal.answer("mark active", "");
+    terminal.answer("Secret (not shown): ", secrets[1]);
+    terminal.expect("2 is active");
+    terminal.answer(CHOICE, "n");
+    terminal.answer("mark inactive", "1");
+    terminal.expect("1 is inactive");
+    terminal.expect("vendor");
+    terminal.answer("Show its secret", "");
+    terminal.expect(CHOICE);
+    for secret in secrets {
+        assert!(!terminal.has_shown(secret), "{secret} was shown");
+    }
+    terminal.line("m");
+    terminal.answer("mark active", "1");
+    terminal.expect("1 is active");
+    terminal.answer(CHOICE, "n");
+    terminal.answer("mark inactive", "1");
+    terminal.answer("Show its secret", "yes");
+    terminal.expect(secrets[1]);
+
+    // Reveal.
+    terminal.answer(CHOICE, "v");
+    terminal.answer("reveal", "1");
+    terminal.expect(secrets[0]);
+
+    // Delete, and not.
+    terminal.answer(CHOICE, "d");
+    terminal.answer("delete", "3");
+    terminal.answer("Delete it", "");
+    terminal.expect("Nothing is deleted");
+    assert_eq!(c.ok("KG.COUNTKEYS acme").int(), 3);
+    terminal.answer(CHOICE, "d");
+    terminal.answer("delete", "3");
+    terminal.answer("Delete it", "yes");
+    terminal.expect("Deleted: 1");
+    assert_eq!(c.ok("KG.COUNTKEYS acme").int(), 2);
+
+    // Remove what has expired.
+    terminal.answer(CHOICE, "r");
+    terminal.expect("No key has expired");
+    c.ok("KG.ADDKEY acme short a-short-secret EXPIREAT 1");
+    terminal.answer(CHOICE, "r");
+    terminal.expect("short");
+    terminal.answer("Delete these 1", "");
+    terminal.expect("Nothing is deleted");
+    terminal.answer(CHOICE, "r");
+    terminal.answer("Delete these 1", "yes");
+    terminal.expect("Deleted: 1");
+    assert_eq!(c.ok("KG.COUNTKEYS acme").int(), 2);
+    assert!(!terminal.has_shown(secrets[2]) && !terminal.has_shown("a-short-secret"));
+
+    // Ctrl-D is the end.
+    terminal.expect(CHOICE);
+    terminal.keys("\u{4}");
+    assert_eq!(terminal.end(), 0);
+}
+
+/// The menu with these lines in a pipe: its exit code, what it shows and what it complains of.
+fn piped(server: &Server, lines: &[&str]) -> (i32, String, String) {
+    let mut command = tool(server);
+    let mut child =
+        command.arg("menu").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(lines.join("\n").as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn the_menu_takes_its_answers_from_a_pipe(sut: &Sut) {
+    let server = sut.server();
+    let secret = " with blanks that count ";
+    let (code, shown, said) = piped(&server, &["add", "vendor", "", "", "", "", "", secret, "list", "q"]);
+    assert_eq!((code, said.as_str()), (0, ""), "{shown}");
+    assert!(shown.contains("Added as 1.") && shown.contains("vendor"), "{shown}");
+    assert!(!shown.contains(secret), "{shown}");
+    assert_eq!(server.client().ok("KG.REVEAL acme 1").text(), secret);
+    // An end in the midst of a question leaves too, and does nothing.
+    let (code, shown, said) = piped(&server, &["d", "1"]);
+    assert_eq!((code, said.as_str()), (0, ""), "{shown}");
+    assert_eq!(server.client().ok("KG.COUNTKEYS acme").int(), 1);
+}
+
+fn the_menu_goes_on_after_an_error(sut: &Sut) {
+    let mut server = sut.server();
+    let lines = [
+        "v",
+        "7",
+        "a",
+        "vendor",
+        "",
+        "",
+        "",
+        "soon",
+        "",
+        "some-secret",
+        "a",
+        "",
+        "",
+        "",
+        "",
+        "-",
+        "",
+        "some-secret",
+        "q",
+    ];
+    let (code, shown, said) = piped(&server, &lines);
+    assert_eq!(code, 0, "{shown}{said}");
+    assert!(said.contains("NOSTORE") || said.contains("NOSUCH"), "{said}");
+    assert!(said.contains("ERR"), "an expiry that is none: {said}");
+    assert!(shown.contains("[soon]") && shown.contains("Added as 1."), "{shown}");
+    assert!(!shown.contains("some-secret") && !said.contains("some-secret"), "{shown}{said}");
+    let mut terminal = Terminal::start(&server, &["menu"]);
+    terminal.expect(CHOICE);
+    server.kill();
+    terminal.line("u");
+    terminal.expect("the server does not answer");
+    server.start_again();
+    eventually("the menu finding the server again", || {
+        terminal.line("u");
+        terminal.expect(CHOICE);
+        let screen = terminal.screen();
+        // It has lost everything, and says so.
+        expect(screen.contains("NOSTORE"), || screen)
+    });
+    terminal.line("q");
+    assert_eq!(terminal.end(), 0);
+    // Without a server there is nothing to ask about.
+    server.kill();
+    assert_eq!(piped(&server, &["q"]).0, 3);
 }

@@ -38,6 +38,8 @@ pub struct At {
 pub enum Command {
     /// Look at the server as one who has to answer for it: what is well, what is not, and what to do.
     Doctor(doctor::Options),
+    /// Vault keys by questions and answers: add, list, replace, delete, reveal.
+    Menu,
     /// An admin API, a gate for other HTTP servers to ask, and a page to look at.
     Serve(serve::Options),
 }

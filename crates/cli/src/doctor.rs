@@ -10,6 +10,8 @@ mod operation;
 mod permissions;
 mod store;
 
+use std::io::{self, Write};
+
 use anstyle::{AnsiColor, Style};
 use clap::Args;
 use serde_json::json;
@@ -55,7 +57,7 @@ pub async fn run(at: &At, options: &Options) -> Result<(), Failure> {
     if at.json {
         show_json(&findings)?;
     } else {
-        show(&findings);
+        show(&findings)?;
     }
     verdict(&findings, options.strict)
 }
@@ -136,15 +138,17 @@ impl Finding {
     }
 }
 
-fn show(findings: &[Finding]) {
+fn show(findings: &[Finding]) -> io::Result<()> {
+    let mut output = anstream::stdout();
     let width = findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
     for Finding { check, state, detail, advice } in findings {
         let (style, word) = (state.style(), state.word());
-        anstream::println!("{style}{word:<8}{style:#}  {check:<width$}  {detail}");
+        writeln!(output, "{style}{word:<8}{style:#}  {check:<width$}  {detail}")?;
         if let Some(advice) = advice {
-            anstream::println!("{:10}{:width$}  -> {advice}", "", "");
+            writeln!(output, "{:10}{:width$}  -> {advice}", "", "")?;
         }
     }
+    Ok(())
 }
 
 fn show_json(findings: &[Finding]) -> Result<(), Failure> {
@@ -152,8 +156,7 @@ fn show_json(findings: &[Finding]) -> Result<(), Failure> {
         json!({ "check": check, "state": state.name(), "detail": detail, "advice": advice })
     });
     let text = serde_json::to_string_pretty(&Json::Array(rows.collect()));
-    anstream::println!("{}", text.map_err(|_| Failure::Strange("no JSON"))?);
-    Ok(())
+    Ok(writeln!(anstream::stdout(), "{}", text.map_err(|_| Failure::Strange("no JSON"))?)?)
 }
 
 fn verdict(findings: &[Finding], strict: bool) -> Result<(), Failure> {

@@ -6,6 +6,7 @@
 mod cli;
 mod doctor;
 mod failure;
+mod menu;
 mod output;
 mod reply;
 mod serve;
@@ -34,6 +35,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     let Cli { at, command } = cli;
     match command {
         Command::Doctor(options) => doctor::run(&at, &options).await,
+        Command::Menu => menu::run(&at).await,
         Command::Serve(options) => serve::run(&at, options).await,
     }
 }
