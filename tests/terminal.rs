@@ -5,7 +5,7 @@ use std::{
     io::Write,
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
-    process::{Output, Stdio},
+    process::{Command, Output, Stdio},
     thread,
 };
 
@@ -33,6 +33,11 @@ server_tests![
     the_menu_does_what_each_of_its_entries_says,
     the_menu_takes_its_answers_from_a_pipe,
     the_menu_goes_on_after_an_error,
+    top_shows_the_rate_of_calls_made_meanwhile,
+    top_outlives_its_server_and_another_size,
+    top_gives_the_terminal_back_by_whatever_key_it_ends,
+    top_prints_one_frame_for_scripts,
+    top_shows_what_a_user_may_see,
 ];
 
 /// A server that a doctor has nothing to say against.
@@ -341,7 +346,7 @@ fn add_by_menu(terminal: &mut Terminal, answers: [&str; 6], secret: &str) {
         terminal.expect(question);
         terminal.answer(": ", answer);
     }
-    terminal.answer("Secret (not shown): ", secret);
+    terminal.answer_hidden("Secret (not shown): ", secret);
     terminal.expect("Added as ");
 }
 
@@ -382,7 +387,7 @@ fn the_menu_does_what_each_of_its_entries_says(sut: &Sut) {
     // Mark active by the secret; mark inactive and get the next, with its secret only when asked for.
     terminal.line("m");
     terminal.answer("mark active", "");
-    terminal.answer("Secret (not shown): ", secrets[1]);
+    terminal.answer_hidden("Secret (not shown): ", secrets[1]);
     terminal.expect("2 is active");
     terminal.answer(CHOICE, "n");
     terminal.answer("mark inactive", "1");
@@ -510,4 +515,140 @@ fn the_menu_goes_on_after_an_error(sut: &Sut) {
     // Without a server there is nothing to ask about.
     server.kill();
     assert_eq!(piped(&server, &["q"]).0, 3);
+}
+
+/// A store with a key that has been used; the key.
+fn used_store(server: &Server) -> String {
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let raw = c.ok("KG.NEWKEY acme shop web").list()[1].text();
+    c.ok("KG.BLOCKIP acme 192.0.2.0/24 1h PATH /login");
+    c.ok("KG.ALLOWIP acme 198.51.100.1");
+    raw
+}
+
+/// Of what top shows, the numbers in the row of this title: calls a second and in all.
+fn row(shown: &str, title: &str) -> Option<(f64, i64)> {
+    let line = shown.lines().find(|line| line.split_whitespace().next() == Some(title))?;
+    let mut numbers = line.split_whitespace().skip(1);
+    // Before the second look there is no rate.
+    Some((numbers.next()?.parse().unwrap_or(0.0), numbers.next()?.parse().ok()?))
+}
+
+fn top_shows_the_rate_of_calls_made_meanwhile(sut: &Sut) {
+    let server = sut.setup().counting_usage().start();
+    let raw = used_store(&server);
+    let mut c = server.client();
+    let mut terminal = Terminal::start(&server, &["top", "--interval", "0.2"]);
+    terminal.shows("the live view", |screen| screen.contains("KG.AUTH"));
+    assert!(terminal.is_taken());
+    let mut calls = 0;
+    eventually("the rate of calls", || {
+        assert_eq!(c.code(args!["KG.AUTH", "acme", raw]), "VALID");
+        assert_eq!(c.code("KG.AUTH acme kg_live_unknown"), "NOT_FOUND");
+        calls += 1;
+        let screen = terminal.screen();
+        let rate = |title: &str| row(&screen, title).is_some_and(|(rate, _)| rate > 0.0);
+        expect(rate("VALID") && rate("NOT_FOUND"), || screen.clone())
+    });
+    // Afterwards all of them, and none a second.
+    terminal.shows("all calls, and none meanwhile", |screen| {
+        row(screen, "VALID") == Some((0.0, calls)) && row(screen, "all") == Some((0.0, 2 * calls))
+    });
+    // Calls with a key that there is not are refused, and nobody's requests.
+    for title in ["requests", "refused"] {
+        terminal.shows("the store's own numbers", |screen| row(screen, title).is_some_and(|(_, all)| all == calls));
+    }
+    terminal.shows("the key that is used most", |screen| {
+        let key = screen.lines().find(|line| line.contains(" web "));
+        key.is_some_and(|key| key.split_whitespace().last() == Some(&calls.to_string()))
+    });
+    terminal.shows("the blocked address", |screen| {
+        screen.lines().any(|line| line.starts_with("192.0.2.0/24") && line.contains("/login"))
+    });
+    let screen = terminal.screen();
+    assert!(!screen.contains("198.51.100.1"), "what is allowed is not blocked: {screen}");
+    assert!(!terminal.has_shown(&raw));
+    terminal.keys("q");
+    assert_eq!(terminal.end(), 0);
+}
+
+fn top_outlives_its_server_and_another_size(sut: &Sut) {
+    let mut server = sut.server();
+    let mut terminal = Terminal::start(&server, &["top", "--interval", "0.1"]);
+    terminal.shows("the live view", |screen| screen.contains("memory ") && screen.contains("q quits"));
+    for (rows, cols) in [(8, 30), (3, 5), (1, 1), (40, 100)] {
+        terminal.resize(rows, cols);
+    }
+    terminal.shows("the view in its last size", |screen| screen.contains("q quits") && screen.contains("KG.AUTH"));
+    server.kill();
+    terminal.shows("that the server is away", |screen| screen.contains("the server does not answer"));
+    assert!(terminal.screen().contains("memory "), "what was seen last stays");
+    server.start_again();
+    terminal.shows("that it is back", |screen| screen.contains("q quits"));
+    terminal.keys("q");
+    assert_eq!(terminal.end(), 0);
+}
+
+fn top_gives_the_terminal_back_by_whatever_key_it_ends(sut: &Sut) {
+    let server = sut.server();
+    for key in ["q", "\u{1b}", "\u{3}", "a signal"] {
+        let mut terminal = Terminal::start(&server, &["top"]);
+        terminal.shows("the live view", |screen| screen.contains("KG.AUTH"));
+        assert!(terminal.is_taken() && !terminal.has_cursor() && !terminal.shows_what_is_typed());
+        if key == "a signal" {
+            let told = Command::new("kill").arg(terminal.id().to_string()).status().unwrap();
+            assert!(told.success());
+        } else {
+            terminal.keys(key);
+        }
+        assert_eq!(terminal.end(), 0, "{key:?}");
+        eventually("the terminal as it was", || {
+            expect(!terminal.is_taken() && terminal.has_cursor(), || terminal.screen())
+        });
+        assert!(terminal.shows_what_is_typed());
+        assert!(!terminal.screen().contains("KG.AUTH"));
+    }
+}
+
+fn top_prints_one_frame_for_scripts(sut: &Sut) {
+    let mut server = sut.server();
+    let raw = used_store(&server);
+    let mut c = server.client();
+    let mut command = tool(&server);
+    let mut child = command.args(["top", "--once", "--interval", "0.5"]).stdout(Stdio::piped()).spawn().unwrap();
+    while child.try_wait().unwrap().is_none() {
+        c.ok(args!["KG.AUTH", "acme", raw]);
+    }
+    let output = child.wait_with_output().unwrap();
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{shown}");
+    let (rate, _) = row(&shown, "VALID").unwrap_or_else(|| panic!("{shown}"));
+    assert!(rate > 0.0, "{shown}");
+    assert!(!shown.contains('\u{1b}') && !shown.contains("q quits"), "{shown}");
+    let ends =
+        |server: &Server, arguments: &[&str]| tool(server).arg("top").args(arguments).output().unwrap().status.code();
+    assert_eq!(ends(&server, &[]), Some(2), "the live view needs a terminal");
+    assert_eq!(ends(&server, &["--once", "--interval", "0"]), Some(2));
+    server.kill();
+    assert_eq!(ends(&server, &["--once"]), Some(3));
+    let server = sut.setup().without_module().start();
+    assert_eq!(ends(&server, &["--once"]), Some(4));
+}
+
+fn top_shows_what_a_user_may_see(sut: &Sut) {
+    let server = sut.server();
+    used_store(&server);
+    let shown = |permissions: &str| {
+        server.client().ok(format!("ACL SETUSER watcher reset on >pw -@all ~acme {permissions}"));
+        let url = format!("redis://watcher:pw@127.0.0.1:{}", server.port());
+        let output = tool(&server).args(["top", "--once", "--interval", "0.1", "--url", &url]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let nothing = shown("");
+    assert!(nothing.contains("INFO is not permitted") && nothing.contains("KG.STATS is not permitted"), "{nothing}");
+    let some = shown("+info +kg.listips");
+    assert!(some.contains("memory ") && some.contains("192.0.2.0/24"), "{some}");
+    assert!(some.contains("KG.STATS is not permitted"), "{some}");
 }

@@ -1,5 +1,4 @@
 //! A terminal, with a program in it and somebody who types.
-#![allow(dead_code)]
 
 use std::{
     io::{Read, Write},
@@ -89,6 +88,21 @@ impl Terminal {
         self.line(answer);
     }
 
+    /// Waits until the question comes and nothing that is typed is shown any more; then answers it.
+    pub fn answer_hidden(&mut self, question: &str, answer: &str) {
+        self.expect(question);
+        eventually("the terminal hiding what is typed", || {
+            expect(!self.shows_what_is_typed(), || "it shows it".to_owned())
+        });
+        self.line(answer);
+    }
+
+    /// Whether the terminal itself shows what is typed, as it does for programs that ask for nothing else.
+    pub fn shows_what_is_typed(&self) -> bool {
+        const ECHO: u32 = 0o10;
+        self.master.get_termios().expect("a terminal has modes").local_flags.bits() & ECHO != 0
+    }
+
     /// Whether this was ever shown.
     pub fn has_shown(&self, text: &str) -> bool {
         contains(&self.shown.lock().unwrap().bytes, text.as_bytes())
@@ -121,6 +135,11 @@ impl Terminal {
     pub fn resize(&self, rows: u16, cols: u16) {
         self.shown.lock().unwrap().screen.screen_mut().set_size(some(rows), some(cols));
         self.master.resize(size(rows, cols)).expect("the terminal can be resized");
+    }
+
+    /// The program's process.
+    pub fn id(&self) -> u32 {
+        self.child.process_id().expect("it runs")
     }
 
     /// Waits for the program's end; its exit code.

@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{doctor, serve};
+use crate::{doctor, serve, top};
 
 /// Guard API keys inside Redis or Valkey: the operator's tools.
 #[derive(Debug, Parser)]
@@ -42,4 +42,6 @@ pub enum Command {
     Menu,
     /// An admin API, a gate for other HTTP servers to ask, and a page to look at.
     Serve(serve::Options),
+    /// Watch: answers a second by their codes, the keys used most, who waits, who is blocked.
+    Top(top::Options),
 }

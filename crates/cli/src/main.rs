@@ -11,6 +11,7 @@ mod output;
 mod reply;
 mod serve;
 mod server;
+mod top;
 
 use std::process::ExitCode;
 
@@ -37,5 +38,6 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Doctor(options) => doctor::run(&at, &options).await,
         Command::Menu => menu::run(&at).await,
         Command::Serve(options) => serve::run(&at, options).await,
+        Command::Top(options) => top::run(&at, &options).await,
     }
 }
