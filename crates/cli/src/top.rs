@@ -7,13 +7,12 @@ mod sample;
 mod view;
 
 use std::io::{self, IsTerminal, Write};
-use std::thread;
 use std::time::Duration;
+use std::{mem, thread};
 
 use clap::Args;
 use crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use ratatui::DefaultTerminal;
-use ratatui::text::Text;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
@@ -99,7 +98,7 @@ impl View {
                 Some(Happening::Looked(Err(failure))) => self.failure = Some(failure),
                 Some(Happening::Looked(Ok(sample))) => {
                     self.failure = None;
-                    self.before = Some(std::mem::replace(&mut self.latest, sample));
+                    self.before = Some(mem::replace(&mut self.latest, sample));
                 }
             }
         }
