@@ -28,6 +28,7 @@ server_tests![
     the_doctor_tells_of_a_keyring_file_that_others_may_read,
     the_doctor_tells_of_a_policy_that_evicts,
     the_doctor_tells_of_data_that_no_disk_has,
+    the_doctor_tells_of_a_cluster_that_is_not_whole,
     the_doctor_looks_at_what_a_user_may_see,
     the_doctor_tells_of_a_replica_that_lags_and_whose_clock_is_off,
     the_menu_does_what_each_of_its_entries_says,
@@ -228,6 +229,25 @@ fn the_doctor_tells_of_data_that_no_disk_has(sut: &Sut) {
     c.wait_for_background_work();
     c.ok("CONFIG SET appendfsync no");
     assert_found(&doctor(&server, &[]).1, "persistence", "warning", "appendfsync no", "everysec");
+}
+
+fn the_doctor_tells_of_a_cluster_that_is_not_whole(sut: &Sut) {
+    let server = sut.setup().cluster(15_000).with("appendonly", "yes").start();
+    let mut c = server.client();
+    // Half of it: the other slots have no node.
+    c.ok("CLUSTER ADDSLOTSRANGE 0 8191");
+    let (code, findings) = doctor(&server, &[]);
+    assert_eq!(code, 1);
+    assert_found(&findings, "cluster", "problem", "not whole", "CLUSTERDOWN");
+    c.ok("CLUSTER ADDSLOTSRANGE 8192 16383");
+    eventually("the cluster being whole", || {
+        let (_, findings) = doctor(&server, &[]);
+        expect(of(&findings, "cluster")[0].0 == "ok", || format!("{findings:#?}"))
+    });
+    c.ok("KG.ADDKEY acme vendor some-secret");
+    let (code, findings) = doctor(&server, &[]);
+    assert_eq!(code, 0, "{findings:#?}");
+    assert_found(&findings, "store", "ok", "1 vault keys", "");
 }
 
 fn the_doctor_looks_at_what_a_user_may_see(sut: &Sut) {

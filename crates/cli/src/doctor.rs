@@ -46,7 +46,7 @@ pub async fn run(at: &At, options: &Options) -> Result<(), Failure> {
     findings.push(operation::persistence(&facts));
     findings.extend(operation::crash_reports(&facts));
     findings.push(permissions::of_user(&node, &at.store).await);
-    findings.extend(cluster::cluster(&facts));
+    findings.extend(cluster::cluster(&facts, &node).await);
     findings.extend(cluster::replication(&facts, &node).await);
     findings.push(operation::snapshots(&facts));
     findings.push(operation::waiting(&facts));

@@ -17,12 +17,22 @@ const SECONDS_TO_WARN_OF: u64 = 5;
 const MEASURES: usize = 3;
 
 /// Whether the cluster is whole, if it is one.
-pub fn cluster(facts: &Facts) -> Option<Finding> {
-    (facts.info("cluster_enabled")? == "1").then(|| {
-        Finding::ok(
-            "cluster",
-            "this is one node of it, and all but the lines of the store are about it alone: ask each",
-        )
+pub async fn cluster(facts: &Facts, node: &Server) -> Option<Finding> {
+    const CHECK: &str = "cluster";
+    if facts.info("cluster_enabled")? != "1" {
+        return None;
+    }
+    Some(match node.ask(&command(&["CLUSTER", "INFO"])).await {
+        Err(failure) => Finding::unanswered(CHECK, &failure),
+        Ok(about) if about.as_str().is_some_and(|about| about.contains("cluster_state:ok")) => Finding::ok(
+            CHECK,
+            "whole, as this node has it; all but the lines of the store are about this node alone: ask each",
+        ),
+        Ok(_) => Finding::problem(
+            CHECK,
+            "not whole, as this node has it: slots without a node, or a node that is away",
+            "redis-cli --cluster check says which; stores in those slots answer CLUSTERDOWN",
+        ),
     })
 }
 
