@@ -47,6 +47,7 @@ mod rotation;
 mod secrecy;
 mod snapshot;
 mod stores;
+mod terminal;
 mod usage;
 mod vault;
 mod verify;
@@ -94,6 +95,7 @@ fn main() -> ExitCode {
         secrecy::TESTS,
         acl::TESTS,
         loading::TESTS,
+        terminal::TESTS,
         docs::TESTS,
         admin::TESTS,
         examples::TESTS,

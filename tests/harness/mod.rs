@@ -6,6 +6,7 @@ mod http;
 mod reply;
 mod sample;
 mod server;
+mod terminal;
 mod tool;
 
 use std::{
@@ -22,6 +23,7 @@ pub use http::Response;
 pub use reply::{Claim, Reply};
 pub use sample::{Sample, commands, populate, populate_store, usage_written};
 pub use server::{KEYRING, OTHER_KEYRING, Server, Setup, free_port};
+pub use terminal::Terminal;
 pub use tool::{Serving, tool, tool_path};
 
 /// The servers that every run covers: a missing one fails the run instead of passing unseen.

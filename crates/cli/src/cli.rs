@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::verbs::{complete, ip, key, keyguard_python, keyring, limit, org, snapshot, store, usage, vault};
-use crate::{serve, token};
+use crate::{doctor, serve, token, top};
 
 /// Above the options that every command takes.
 const EVERYWHERE: &str = "Options of every command";
@@ -11,7 +11,8 @@ const EVERYWHERE: &str = "Options of every command";
 const AFTER_HELP: &str = "\
 Exit codes:
   0  done
-  1  the server refused, or the answer is no: a key not let in, a limit used up, an address blocked
+  1  the server refused, or the answer is no: a key not let in, a limit used up, an address blocked,
+     a problem that the doctor found
   2  the command line is wrong
   3  the server does not answer
   4  the server does not have the module, or one of another version
@@ -116,9 +117,15 @@ pub enum Command {
         #[command(subcommand)]
         verb: store::Verb,
     },
+    /// Look at the server as one who has to answer for it: what is well, what is not, and what to do
+    Doctor(doctor::Options),
+    /// Watch: answers a second by their codes, the keys used most, who waits, who is blocked
+    Top(top::Options),
+    /// Vault keys by questions and answers: add, list, replace, delete, reveal
+    Menu,
     /// An admin API, a gate for other HTTP servers to ask, and a page to look at
     Serve(serve::Options),
-    /// Tokens for the admin API.
+    /// Tokens for the admin API
     #[command(subcommand)]
     Token(token::Command),
     /// Print completions for a shell

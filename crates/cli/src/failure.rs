@@ -34,6 +34,14 @@ pub enum Failure {
     /// What the server answered is not what this program knows.
     #[error("the server's answer is not understood: {0}")]
     Strange(&'static str),
+    /// What `keyguard doctor` has found.
+    #[error("{problems} problems, {warnings} warnings")]
+    Unwell {
+        /// What is to be put right.
+        problems: usize,
+        /// What is to be looked at.
+        warnings: usize,
+    },
     /// Terminal, files, sockets of our own.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -57,11 +65,12 @@ impl Failure {
         })
     }
 
-    /// 1 for what the server refused and for an answer that is no, 2 for what the command line has wrong (as clap has it), 3 for a server that does not answer,
-    /// 4 for one without the module or with another version, 5 for a user who may not, 6 for what this machine refused.
+    /// 1 for what the server refused, an answer that is no, and problems that the doctor found; 2 for what the command line has wrong (as
+    /// clap has it), 3 for a server that does not answer, 4 for one without the module or with another version, 5 for a user who may
+    /// not, 6 for what this machine refused.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
-            Self::Refused { .. } | Self::Answered => 1,
+            Self::Refused { .. } | Self::Answered | Self::Unwell { .. } => 1,
             Self::Usage(_) => 2,
             Self::Unreachable(_) => 3,
             Self::NoModule | Self::Strange(_) => 4,

@@ -4,12 +4,15 @@
 //! Every verb is one or a few commands of the module and nothing that the module does not do: what it refuses is refused here.
 
 mod cli;
+mod doctor;
 mod failure;
+mod menu;
 mod output;
 mod reply;
 mod serve;
 mod server;
 mod token;
+mod top;
 mod verbs;
 
 use std::io::ErrorKind;
@@ -54,5 +57,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Completions(completions) => completions.print(),
         Command::Man(man) => man.print(),
         Command::KeyguardPython(verb) => verbs::keyguard_python::run(&Console::at(&at)?, verb).await,
+        Command::Doctor(options) => doctor::run(&at, &options).await,
+        Command::Menu => menu::run(&at).await,
+        Command::Top(options) => top::run(&at, &options).await,
     }
 }

@@ -9,8 +9,8 @@ use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion, RedisError,
-    RedisResult, ServerErrorKind, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion,
+    RedisError, RedisResult, ServerErrorKind, Value,
 };
 use tokio::sync::Mutex;
 use tokio::time;
@@ -132,16 +132,6 @@ impl Server {
         Ok(answer?)
     }
 
-    /// Whether it is a node of a cluster.
-    ///
-    /// # Errors
-    /// Why there is no answer.
-    pub async fn is_cluster(&self) -> Result<bool, Failure> {
-        let link = time::timeout(TIMEOUT, self.link()).await;
-        let link = link.map_err(|_| Failure::Unreachable("no answer within two seconds".to_owned()))??;
-        Ok(matches!(*link, Link::Cluster(_)))
-    }
-
     /// The connection, made if there is none.
     async fn link(&self) -> RedisResult<Arc<Link>> {
         let present = || self.0.link.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -219,7 +209,8 @@ fn tcp_settings() -> TcpSettings {
 /// One that turns out to be a node of a cluster is connected to as a cluster.
 async fn connect(inner: &Inner) -> RedisResult<Link> {
     let Inner { info, patience, alone, .. } = inner;
-    let config = AsyncConnectionConfig::new().set_connection_timeout(Some(TIMEOUT)).set_response_timeout(Some(*patience));
+    let config =
+        AsyncConnectionConfig::new().set_connection_timeout(Some(TIMEOUT)).set_response_timeout(Some(*patience));
     let client = Client::open(info.clone())?;
     let mut single = client.get_multiplexed_async_connection_with_config(&config).await?;
     if *alone {

@@ -1,0 +1,170 @@
+//! `keyguard doctor`: looks at a server as someone would who has to answer for it, and says what to do.
+//!
+//! Every check is one line, or one for each thing that it finds, and none depends on another: what this user may not look at is
+//! said to be so, and the rest goes on. [`facts`] is what the server says of itself; the other files are the checks.
+
+mod cluster;
+mod facts;
+mod keyring;
+mod operation;
+mod permissions;
+mod store;
+
+use std::io::{self, Write};
+
+use anstyle::{AnsiColor, Style};
+use clap::Args;
+use serde_json::json;
+
+use crate::cli::At;
+use crate::failure::Failure;
+use crate::reply::Json;
+use crate::server::Server;
+use facts::Facts;
+
+/// What `keyguard doctor` takes.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Warnings count as problems, for the exit code.
+    #[arg(long)]
+    strict: bool,
+}
+
+/// Looks at everything, and shows what it found.
+///
+/// # Errors
+/// [`Failure::Unwell`] if there is a problem; else why nothing could be looked at.
+pub async fn run(at: &At, options: &Options) -> Result<(), Failure> {
+    let server = Server::at(&at.url)?;
+    let node = server.node();
+    let facts = Facts::of(&node).await?;
+    let mut findings = vec![operation::server(&facts, &node), operation::module(&facts)];
+    findings.extend(keyring::keyring(&facts, &at.store));
+    findings.push(keyring::file(&facts, &node));
+    findings.push(operation::eviction(&facts));
+    findings.push(operation::memory(&facts));
+    findings.push(operation::persistence(&facts));
+    findings.extend(operation::crash_reports(&facts));
+    findings.push(permissions::of_user(&node, &at.store).await);
+    findings.extend(cluster::cluster(&facts, &node).await);
+    findings.extend(cluster::replication(&facts, &node).await);
+    findings.push(operation::snapshots(&facts));
+    findings.push(operation::waiting(&facts));
+    findings.extend(operation::rekeying(&facts));
+    findings.push(store::store(&server, &at.store).await);
+    findings.push(store::usage(&facts, &server, &at.store).await);
+    findings.push(store::sizes(&server, &at.store).await);
+    if at.json {
+        show_json(&findings)?;
+    } else {
+        show(&findings)?;
+    }
+    verdict(&findings, options.strict)
+}
+
+/// What a check found.
+#[derive(Debug)]
+struct Finding {
+    check: &'static str,
+    state: State,
+    detail: String,
+    advice: Option<String>,
+}
+
+/// How it stands with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Ok,
+    Warning,
+    Problem,
+    /// Nobody knows: this user may not look, or it lies on another machine.
+    NotLookedAt,
+}
+
+impl State {
+    /// Its name in JSON.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Problem => "problem",
+            Self::NotLookedAt => "not_looked_at",
+        }
+    }
+
+    /// Its name for people.
+    const fn word(self) -> &'static str {
+        match self {
+            Self::NotLookedAt => "not seen",
+            other => other.name(),
+        }
+    }
+
+    const fn style(self) -> Style {
+        match self {
+            Self::Ok => AnsiColor::Green.on_default(),
+            Self::Warning => AnsiColor::Yellow.on_default().bold(),
+            Self::Problem => AnsiColor::Red.on_default().bold(),
+            Self::NotLookedAt => Style::new().dimmed(),
+        }
+    }
+}
+
+impl Finding {
+    fn ok(check: &'static str, detail: impl Into<String>) -> Self {
+        Self { check, state: State::Ok, detail: detail.into(), advice: None }
+    }
+
+    fn warning(check: &'static str, detail: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { check, state: State::Warning, detail: detail.into(), advice: Some(advice.into()) }
+    }
+
+    fn problem(check: &'static str, detail: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { check, state: State::Problem, detail: detail.into(), advice: Some(advice.into()) }
+    }
+
+    fn not_looked_at(check: &'static str, why: impl Into<String>) -> Self {
+        Self { check, state: State::NotLookedAt, detail: why.into(), advice: None }
+    }
+
+    /// What could not be asked. That a user may not look is no problem of the server's; that it does not answer is one.
+    fn unanswered(check: &'static str, failure: &Failure) -> Self {
+        match failure {
+            Failure::Unreachable(_) => {
+                Self::problem(check, failure.to_string(), failure.advice().unwrap_or("look at the server's log"))
+            }
+            _ => Self::not_looked_at(check, failure.to_string()),
+        }
+    }
+}
+
+fn show(findings: &[Finding]) -> io::Result<()> {
+    let mut output = anstream::stdout();
+    let width = findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
+    for Finding { check, state, detail, advice } in findings {
+        let (style, word) = (state.style(), state.word());
+        writeln!(output, "{style}{word:<8}{style:#}  {check:<width$}  {detail}")?;
+        if let Some(advice) = advice {
+            writeln!(output, "{:10}{:width$}  -> {advice}", "", "")?;
+        }
+    }
+    Ok(())
+}
+
+fn show_json(findings: &[Finding]) -> Result<(), Failure> {
+    let rows = findings.iter().map(|Finding { check, state, detail, advice }| {
+        json!({ "check": check, "state": state.name(), "detail": detail, "advice": advice })
+    });
+    let text = serde_json::to_string_pretty(&Json::Array(rows.collect()));
+    Ok(writeln!(anstream::stdout(), "{}", text.map_err(|_| Failure::Strange("no JSON"))?)?)
+}
+
+fn verdict(findings: &[Finding], strict: bool) -> Result<(), Failure> {
+    let count = |state| findings.iter().filter(|finding| finding.state == state).count();
+    let (problems, warnings) = (count(State::Problem), count(State::Warning));
+    match (problems, warnings) {
+        (0, 0) => Ok(()),
+        (0, _) if !strict => Ok(()),
+        _ => Err(Failure::Unwell { problems, warnings }),
+    }
+}

@@ -1,0 +1,190 @@
+//! How the server is run: version, memory, disk, what works in the background.
+
+use super::Finding;
+use super::facts::{Facts, bytes};
+use crate::server::Server;
+
+/// Of `maxmemory`, in percent: from here on the next write may be refused.
+const NEARLY_FULL: u64 = 90;
+
+/// Which server this is.
+pub fn server(facts: &Facts, node: &Server) -> Finding {
+    const CHECK: &str = "server";
+    let address = node.address();
+    // A Valkey tells a version of Redis too, for those who look for one.
+    let (name, version) = match (facts.info("valkey_version"), facts.info("redis_version")) {
+        (Some(version), _) => ("Valkey", version),
+        (None, Some(version)) => ("Redis", version),
+        _ => return Finding::not_looked_at(CHECK, format!("it answers at {address}; {}", facts.no_info())),
+    };
+    let mut numbers = version.split('.').map_while(|part| part.parse().ok());
+    let number: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let least = if name == "Valkey" { (7, 2) } else { (7, 0) };
+    let detail = format!("{name} {version} at {address}");
+    if number < least {
+        return Finding::problem(
+            CHECK,
+            format!("{detail} is too old"),
+            "keyguard needs Redis 7.0 or Valkey 7.2 or later",
+        );
+    }
+    let role = facts.info("role").map_or("", |role| if role == "master" { ", a primary" } else { ", a replica" });
+    Finding::ok(CHECK, detail + role)
+}
+
+/// Which version of the module, beside this program's own.
+pub fn module(facts: &Facts) -> Finding {
+    const CHECK: &str = "module";
+    let ours = env!("CARGO_PKG_VERSION");
+    match facts.module_version() {
+        None => {
+            Finding::not_looked_at(CHECK, format!("it is loaded, in which version is not known: {}", facts.no_info()))
+        }
+        Some(theirs) if theirs != ours => Finding::warning(
+            CHECK,
+            format!("keyguard {theirs} is loaded, and this program is of {ours}"),
+            "use the program that came with the module",
+        ),
+        Some(theirs) => Finding::ok(CHECK, format!("keyguard {theirs}")),
+    }
+}
+
+/// Whether keys may vanish when memory is full.
+pub fn eviction(facts: &Facts) -> Finding {
+    const CHECK: &str = "eviction";
+    let Some(policy) = facts.info("maxmemory_policy").or_else(|| facts.setting("maxmemory-policy")) else {
+        return Finding::not_looked_at(CHECK, facts.no_info());
+    };
+    let limit = facts.number("maxmemory").unwrap_or(0);
+    const ADVICE: &str = "CONFIG SET maxmemory-policy noeviction, and the same in the configuration file: an evicted record is a \
+                          key that stops working, an evicted bucket a limit that starts afresh";
+    match (policy, limit) {
+        ("noeviction", _) => Finding::ok(CHECK, policy),
+        (policy, 0) => Finding::warning(CHECK, format!("{policy}, harmless only until maxmemory is set"), ADVICE),
+        (policy, limit) => Finding::problem(CHECK, format!("{policy} takes keys away at {}", bytes(limit)), ADVICE),
+    }
+}
+
+/// Whether there is room for more.
+pub fn memory(facts: &Facts) -> Finding {
+    const CHECK: &str = "memory";
+    let (Some(used), Some(limit)) = (facts.number("used_memory"), facts.number("maxmemory")) else {
+        return Finding::not_looked_at(CHECK, facts.no_info());
+    };
+    if limit == 0 {
+        return Finding::ok(CHECK, format!("{} used, maxmemory is not set", bytes(used)));
+    }
+    let detail = format!("{} used of {}", bytes(used), bytes(limit));
+    if used / NEARLY_FULL >= limit / 100 {
+        return Finding::warning(
+            CHECK,
+            detail,
+            "raise maxmemory: full, the server refuses new keys and claims (OOM); KG.REVOKE goes on",
+        );
+    }
+    Finding::ok(CHECK, detail)
+}
+
+/// What a crash loses.
+pub fn persistence(facts: &Facts) -> Finding {
+    const CHECK: &str = "persistence";
+    let Some(append_only) = facts.info("aof_enabled") else {
+        return Finding::not_looked_at(CHECK, facts.no_info());
+    };
+    for (name, what) in [
+        ("aof_last_write_status", "the last write to the append-only file failed"),
+        ("aof_last_bgrewrite_status", "the last rewrite of the append-only file failed"),
+        ("rdb_last_bgsave_status", "the last save failed"),
+    ] {
+        if facts.info(name).is_some_and(|status| status != "ok") {
+            return Finding::problem(
+                CHECK,
+                what,
+                "look at the server's log, and at the disk: while it cannot write, nobody is let in and no key can be revoked (MISCONF)",
+            );
+        }
+    }
+    let saves = facts.setting("save").unwrap_or_default();
+    match (append_only == "1", facts.setting("appendfsync")) {
+        (true, Some("no")) => Finding::warning(
+            CHECK,
+            "append-only file, appendfsync no: a crash of the machine loses up to half a minute, revocations too",
+            "CONFIG SET appendfsync everysec",
+        ),
+        (true, sync) => Finding::ok(CHECK, format!("append-only file, appendfsync {}", sync.unwrap_or("not known"))),
+        (false, None) => Finding::not_looked_at(CHECK, format!("no append-only file; {}", facts.no_settings())),
+        (false, _) if saves.is_empty() => Finding::problem(
+            CHECK,
+            "neither an append-only file nor saves: a restart loses every key",
+            "CONFIG SET appendonly yes, and the same in the configuration file",
+        ),
+        (false, _) => Finding::warning(
+            CHECK,
+            format!("saves alone (save {saves}): a crash loses what came after the last one, revocations too"),
+            "CONFIG SET appendonly yes, and the same in the configuration file",
+        ),
+    }
+}
+
+/// Whether a crash report would hold the arguments of the command that ran, a secret among them. Older servers don't ask.
+pub fn crash_reports(facts: &Facts) -> Option<Finding> {
+    const CHECK: &str = "crash reports";
+    Some(match facts.setting("hide-user-data-from-log")? {
+        "yes" => Finding::ok(CHECK, "without the arguments of commands"),
+        _ => Finding::warning(
+            CHECK,
+            "a crash report in the server's log would hold the running command's arguments, and so a secret",
+            "CONFIG SET hide-user-data-from-log yes, and the same in the configuration file",
+        ),
+    })
+}
+
+/// Whether snapshots are made, and succeed.
+pub fn snapshots(facts: &Facts) -> Finding {
+    const CHECK: &str = "snapshots";
+    let Some(folder) = facts.setting("keyguard.snapshot-dir") else {
+        return Finding::not_looked_at(CHECK, facts.no_settings());
+    };
+    let number = |name| facts.number(name).unwrap_or(0);
+    let (done, failed) = (number("keyguard_snapshots_done"), number("keyguard_snapshots_failed"));
+    let imports = number("keyguard_imports_failed");
+    if failed > 0 || imports > 0 {
+        return Finding::warning(
+            CHECK,
+            format!("since the start {failed} snapshots and {imports} imports failed, {done} snapshots were written"),
+            "KG.SNAPSHOT store STATUS, KG.IMPORT store STATUS and the server's log say why",
+        );
+    }
+    if folder.is_empty() {
+        return Finding::ok(CHECK, "none: keyguard.snapshot-dir is not set");
+    }
+    match facts.setting("keyguard.snapshot-every") {
+        Some("off") | None => Finding::ok(CHECK, format!("into {folder}, when asked for; {done} since the start")),
+        Some(every) => Finding::ok(CHECK, format!("into {folder}, every {every}; {done} since the start")),
+    }
+}
+
+/// Who stands in line.
+pub fn waiting(facts: &Facts) -> Finding {
+    const CHECK: &str = "waiting";
+    let Some(waiters) = facts.number("keyguard_waiters") else {
+        return Finding::not_looked_at(CHECK, facts.no_info());
+    };
+    let number = |name| facts.number(name).unwrap_or(0);
+    let (lines, longest_ms) = (number("keyguard_waiting_lines"), number("keyguard_longest_wait_ms"));
+    if waiters == 0 {
+        return Finding::ok(CHECK, "nobody");
+    }
+    Finding::ok(CHECK, format!("{waiters} claims in {lines} lines, the longest for {longest_ms} ms"))
+}
+
+/// What the last rekeying could not open.
+pub fn rekeying(facts: &Facts) -> Option<Finding> {
+    let failed = facts.number("keyguard_rekey_failed").filter(|failed| *failed > 0)?;
+    Some(Finding::problem(
+        "rekeying",
+        format!("{failed} vault keys do not open"),
+        "the server's log says which: they were changed from outside, or the keyring lacks their key. Bring them back from a \
+         snapshot, or KG.DELKEY them",
+    ))
+}

@@ -1,0 +1,679 @@
+//! What the operator sees on a terminal: `keyguard doctor`, the menu, the live view.
+
+use std::{
+    fs,
+    io::Write,
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt,
+    process::{Command, Output, Stdio},
+    thread,
+};
+
+use redis::{Parser, Value};
+use serde_json::Value as Json;
+
+use crate::harness::{
+    OTHER_KEYRING, Reply, Server, Sut, Terminal, args, contains, eventually, expect, free_port, now_ms, populate,
+    server_tests, tool,
+};
+
+server_tests![
+    the_doctor_finds_all_well,
+    the_doctor_shows_people_a_line_for_each_check,
+    the_doctor_tells_of_a_server_that_is_not_there,
+    the_doctor_tells_of_a_server_without_the_module,
+    the_doctor_tells_of_a_missing_keyring,
+    the_doctor_tells_of_keys_that_the_keyring_lacks,
+    the_doctor_tells_of_records_under_an_older_key,
+    the_doctor_tells_of_a_keyring_file_that_others_may_read,
+    the_doctor_tells_of_a_policy_that_evicts,
+    the_doctor_tells_of_data_that_no_disk_has,
+    the_doctor_tells_of_a_cluster_that_is_not_whole,
+    the_doctor_looks_at_what_a_user_may_see,
+    the_doctor_tells_of_a_replica_that_lags_and_whose_clock_is_off,
+    the_menu_does_what_each_of_its_entries_says,
+    the_menu_takes_its_answers_from_a_pipe,
+    the_menu_goes_on_after_an_error,
+    top_shows_the_rate_of_calls_made_meanwhile,
+    top_outlives_its_server_and_another_size,
+    top_gives_the_terminal_back_by_whatever_key_it_ends,
+    top_prints_one_frame_for_scripts,
+    top_shows_what_a_user_may_see,
+];
+
+/// A server that a doctor has nothing to say against.
+fn well(sut: &Sut) -> Server {
+    let server = sut.setup().with("appendonly", "yes").start();
+    // Those that have this setting.
+    server.client().call("CONFIG SET hide-user-data-from-log yes");
+    server
+}
+
+/// What the doctor ends with and finds.
+fn doctor(server: &Server, arguments: &[&str]) -> (i32, Vec<Json>) {
+    let mut command = tool(server);
+    let output = command.args(["doctor", "--json"]).args(arguments).output().expect("it runs");
+    let findings = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    (output.status.code().unwrap(), findings)
+}
+
+/// The findings of a check: state, detail and advice.
+fn of(findings: &[Json], check: &str) -> Vec<(String, String, String)> {
+    let text = |finding: &Json, name: &str| finding[name].as_str().unwrap_or_default().to_owned();
+    let about = findings.iter().filter(|finding| finding["check"] == check);
+    about.map(|finding| (text(finding, "state"), text(finding, "detail"), text(finding, "advice"))).collect()
+}
+
+/// That a check found this, the only time or once among others.
+#[track_caller]
+fn assert_found(findings: &[Json], check: &str, state: &str, detail: &str, advice: &str) {
+    let found = of(findings, check);
+    let fits =
+        |found: &(String, String, String)| found.0 == state && found.1.contains(detail) && found.2.contains(advice);
+    assert!(found.iter().any(fits), "{check}: {found:#?}");
+}
+
+fn the_doctor_finds_all_well(sut: &Sut) {
+    let server = well(sut);
+    let mut c = server.client();
+    populate(&mut c);
+    let (code, findings) = doctor(&server, &["--strict"]);
+    for finding in &findings {
+        assert_eq!(finding["state"], "ok", "{finding}");
+        assert!(finding["advice"].is_null(), "{finding}");
+    }
+    assert_eq!(code, 0);
+    for check in [
+        "server",
+        "module",
+        "keyring",
+        "keyring file",
+        "eviction",
+        "memory",
+        "persistence",
+        "permissions",
+        "replication",
+        "snapshots",
+        "waiting",
+        "store",
+        "usage",
+        "sizes",
+    ] {
+        assert_eq!(of(&findings, check).len(), 1, "{check}: {findings:#?}");
+    }
+    let version = if sut.is_valkey() { "Valkey " } else { "Redis " };
+    assert_found(&findings, "server", "ok", version, "");
+    assert_found(&findings, "module", "ok", env!("CARGO_PKG_VERSION"), "");
+    assert_found(&findings, "store", "ok", "acme has 3 organizations", "");
+}
+
+fn the_doctor_shows_people_a_line_for_each_check(sut: &Sut) {
+    let server = sut.server();
+    let Output { status, stdout, stderr } = tool(&server).arg("doctor").output().unwrap();
+    let (shown, said) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
+    let line =
+        |check: &str| shown.lines().find(|line| line.get(10..).is_some_and(|rest| rest.starts_with(check))).unwrap();
+    assert!(line("module").starts_with("ok "), "{shown}");
+    assert!(line("persistence").starts_with("problem "), "{shown}");
+    assert!(shown.contains("-> CONFIG SET appendonly yes"), "{shown}");
+    assert!(!shown.contains('\u{1b}'), "colours are for terminals: {shown:?}");
+    assert_eq!(status.code(), Some(1), "{shown}");
+    assert!(said.contains("1 problems"), "{said}");
+    // There is no such store yet, which is worth a warning and no more.
+    server.client().ok("CONFIG SET appendonly yes");
+    let findings = doctor(&server, &[]);
+    assert_eq!(findings.0, 0, "{findings:?}");
+    assert_eq!(doctor(&server, &["--strict"]).0, 1);
+}
+
+fn the_doctor_tells_of_a_server_that_is_not_there(sut: &Sut) {
+    let mut server = sut.server();
+    server.kill();
+    let output = tool(&server).arg("doctor").output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(contains(&output.stderr, b"is it running"), "{output:?}");
+}
+
+fn the_doctor_tells_of_a_server_without_the_module(sut: &Sut) {
+    let server = sut.setup().without_module().start();
+    let output = tool(&server).arg("doctor").output().unwrap();
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert!(contains(&output.stderr, b"MODULE LOAD"), "{output:?}");
+}
+
+fn the_doctor_tells_of_a_missing_keyring(sut: &Sut) {
+    let server = sut.setup().module_arguments(&[]).with("appendonly", "yes").start();
+    let (code, findings) = doctor(&server, &[]);
+    assert_eq!(code, 1);
+    assert_found(&findings, "keyring", "problem", "NOKEYRING", "keyguard.keyring-file");
+    assert_found(&findings, "keyring file", "ok", "none is set", "");
+}
+
+fn the_doctor_tells_of_keys_that_the_keyring_lacks(sut: &Sut) {
+    let mut server = sut.setup().with("appendonly", "yes").with("appendfsync", "always").start();
+    let fingerprint = {
+        let mut c = server.client();
+        c.ok("KG.ADDKEY acme vendor some-secret");
+        c.ok("KG.KEYRING STATUS").list()[0].field("fingerprint").text()
+    };
+    server.kill();
+    fs::write(server.keyring_file(), OTHER_KEYRING).unwrap();
+    server.start_again();
+    let (code, findings) = doctor(&server, &[]);
+    assert_eq!(code, 1);
+    assert_found(&findings, "keyring", "problem", &format!("{fingerprint} is missing: 1 records"), "RELOAD");
+}
+
+fn the_doctor_tells_of_records_under_an_older_key(sut: &Sut) {
+    let server = well(sut);
+    let mut c = server.client();
+    c.ok("KG.ADDKEY acme vendor some-secret");
+    let mut keyring: Json = serde_json::from_str(&fs::read_to_string(server.keyring_file()).unwrap()).unwrap();
+    let newer: Json = serde_json::from_str(OTHER_KEYRING).unwrap();
+    keyring["keys"].as_array_mut().unwrap().push(newer["keys"][0].clone());
+    fs::write(server.keyring_file(), keyring.to_string()).unwrap();
+    c.ok("KG.KEYRING RELOAD");
+    let (code, findings) = doctor(&server, &[]);
+    assert_eq!(code, 0, "work to be done is no problem yet");
+    assert_found(&findings, "keyring", "warning", "1 records are still under older keys", "KG.REKEY acme");
+    eventually("the rekeying being done", || {
+        let state = c.ok("KG.REKEY acme").field("state").text();
+        expect(state == "done", || state)
+    });
+    let (_, findings) = doctor(&server, &[]);
+    assert_found(&findings, "keyring", "ok", "2 in force", "");
+}
+
+fn the_doctor_tells_of_a_keyring_file_that_others_may_read(sut: &Sut) {
+    let server = well(sut);
+    for (mode, state) in [(0o640, "problem"), (0o604, "problem"), (0o400, "ok"), (0o600, "ok")] {
+        fs::set_permissions(server.keyring_file(), fs::Permissions::from_mode(mode)).unwrap();
+        let (code, findings) = doctor(&server, &[]);
+        assert_eq!(code, i32::from(state == "problem"), "{mode:o}");
+        let advice = if state == "ok" { "" } else { "chmod 600" };
+        assert_found(&findings, "keyring file", state, &format!("{mode:04o}"), advice);
+    }
+    fs::remove_file(server.keyring_file()).unwrap();
+    let (code, findings) = doctor(&server, &[]);
+    assert_eq!(code, 0);
+    assert_found(&findings, "keyring file", "not_looked_at", "No such file", "");
+}
+
+fn the_doctor_tells_of_a_policy_that_evicts(sut: &Sut) {
+    let server = well(sut);
+    let mut c = server.client();
+    c.ok("CONFIG SET maxmemory-policy allkeys-lru");
+    let (code, findings) = doctor(&server, &[]);
+    assert_eq!(code, 0);
+    assert_found(&findings, "eviction", "warning", "allkeys-lru", "noeviction");
+    c.ok("CONFIG SET maxmemory 100mb");
+    let (code, findings) = doctor(&server, &[]);
+    assert_eq!(code, 1);
+    assert_found(&findings, "eviction", "problem", "allkeys-lru takes keys away at 100.0 MiB", "noeviction");
+}
+
+fn the_doctor_tells_of_data_that_no_disk_has(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    for (save, append_only, state, detail) in [
+        ("", "no", "problem", "neither"),
+        ("3600 1", "no", "warning", "saves alone (save 3600 1)"),
+        ("3600 1", "yes", "ok", "appendfsync everysec"),
+    ] {
+        c.ok(args!["CONFIG", "SET", "save", save]);
+        c.ok(args!["CONFIG", "SET", "appendonly", append_only]);
+        let (code, findings) = doctor(&server, &[]);
+        assert_eq!(code, i32::from(state == "problem"));
+        assert_found(&findings, "persistence", state, detail, "");
+    }
+    c.wait_for_background_work();
+    c.ok("CONFIG SET appendfsync no");
+    assert_found(&doctor(&server, &[]).1, "persistence", "warning", "appendfsync no", "everysec");
+}
+
+fn the_doctor_tells_of_a_cluster_that_is_not_whole(sut: &Sut) {
+    let server = sut.setup().cluster(15_000).with("appendonly", "yes").start();
+    let mut c = server.client();
+    // Half of it: the other slots have no node.
+    c.ok("CLUSTER ADDSLOTSRANGE 0 8191");
+    let (code, findings) = doctor(&server, &[]);
+    assert_eq!(code, 1);
+    assert_found(&findings, "cluster", "problem", "not whole", "CLUSTERDOWN");
+    c.ok("CLUSTER ADDSLOTSRANGE 8192 16383");
+    eventually("the cluster being whole", || {
+        let (_, findings) = doctor(&server, &[]);
+        expect(of(&findings, "cluster")[0].0 == "ok", || format!("{findings:#?}"))
+    });
+    c.ok("KG.ADDKEY acme vendor some-secret");
+    let (code, findings) = doctor(&server, &[]);
+    assert_eq!(code, 0, "{findings:#?}");
+    assert_found(&findings, "store", "ok", "1 vault keys", "");
+}
+
+fn the_doctor_looks_at_what_a_user_may_see(sut: &Sut) {
+    let server = well(sut);
+    let mut c = server.client();
+    populate(&mut c);
+    let as_user = |name: &str| {
+        let url = format!("redis://{name}:pw@127.0.0.1:{}", server.port());
+        doctor(&server, &["--url", &url])
+    };
+    // One who may see nothing: nothing is said to be well, and nothing to be a problem.
+    c.ok("ACL SETUSER nobody on >pw -@all ~acme");
+    let (code, findings) = as_user("nobody");
+    assert_eq!(code, 0, "{findings:#?}");
+    for check in
+        ["server", "module", "keyring", "keyring file", "eviction", "persistence", "permissions", "store", "sizes"]
+    {
+        assert_found(&findings, check, "not_looked_at", "", "");
+    }
+    // One for a service alone, who may ask about itself.
+    c.ok("ACL SETUSER gate on >pw -@all +kg.auth +acl|whoami +acl|dryrun +info ~acme");
+    let (code, findings) = as_user("gate");
+    assert_eq!(code, 0, "{findings:#?}");
+    assert_found(&findings, "eviction", "ok", "noeviction", "");
+    assert_found(&findings, "keyring", "not_looked_at", "", "");
+    assert_found(&findings, "permissions", "warning", "user gate may not call KG.ACQUIRE, KG.LOG", "ACL SETUSER");
+    // One of another store.
+    c.ok("ACL SETUSER other on >pw +@all ~spare ~{spare}:*");
+    assert_found(&as_user("other").1, "permissions", "warning", "may not call KG.AUTH", "");
+    // One who is not let in.
+    let url = format!("redis://gate:wrong@127.0.0.1:{}", server.port());
+    let output = tool(&server).args(["doctor", "--url", &url]).output().unwrap();
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+}
+
+fn the_doctor_tells_of_a_replica_that_lags_and_whose_clock_is_off(sut: &Sut) {
+    let primary = well(sut);
+    let replica = sut.setup().replica_of(&primary).with("appendonly", "yes").start();
+    primary.wait_for(&replica);
+    let (code, findings) = doctor(&primary, &[]);
+    assert_eq!(code, 0, "{findings:#?}");
+    assert_found(&findings, "replication", "ok", &format!("127.0.0.1:{} was heard of", replica.port()), "");
+    assert_found(&findings, "clock", "ok", &format!("127.0.0.1:{} is ", replica.port()), "");
+    assert_found(
+        &doctor(&replica, &[]).1,
+        "replication",
+        "ok",
+        &format!("a replica of 127.0.0.1:{}", primary.port()),
+        "",
+    );
+
+    // One that asked for everything and says nothing more, on a machine whose clock is three seconds ahead.
+    let port = server_whose_clock_is_ahead(3_000);
+    let mut c = primary.client();
+    c.ok("REPLCONF listening-port 1 capa eof capa psync2".replace("port 1", &format!("port {port}")));
+    c.ok("REPLCONF ip-address 127.0.0.1");
+    c.send("PSYNC ? -1");
+    let mut admin = primary.client();
+    eventually("the replica being known", || {
+        let info = admin.ok("INFO replication").text();
+        expect(info.contains(&format!("port={port},")), || info)
+    });
+    // As the server has it, it does not come online, or is online and is not heard of.
+    let findings = eventually("the doctor's warning of it", || {
+        let (code, findings) = doctor(&primary, &[]);
+        assert_eq!(code, 0, "{findings:#?}");
+        let name = format!("127.0.0.1:{port} ");
+        let found = of(&findings, "replication").into_iter().find(|found| found.1.contains(&name)).unwrap();
+        expect(found.0 == "warning" && found.2.contains("its log"), || format!("{found:?}")).map(|()| findings)
+    });
+    let clock = of(&findings, "clock").into_iter().find(|found| found.1.contains(&port.to_string())).unwrap();
+    let off: i64 = clock.1.split(' ').find_map(|word| word.parse().ok()).unwrap();
+    assert!(clock.0 == "warning" && (2_900..3_100).contains(&off), "{clock:?}");
+
+    let mut primary = primary;
+    primary.kill();
+    eventually("the replica noticing", || {
+        let found = of(&doctor(&replica, &[]).1, "replication");
+        expect(found[0].0 == "problem" && found[0].1.contains("no link"), || format!("{found:?}"))
+    });
+}
+
+/// Something that takes connections as a server does, and knows the time only, by so many milliseconds too late.
+fn server_whose_clock_is_ahead(by_ms: i64) -> u16 {
+    let port = free_port();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let serve = move |mut stream: TcpStream| {
+        let mut reader = stream.try_clone().unwrap();
+        let mut parser = Parser::new();
+        while let Ok(Value::Array(words)) = parser.parse_value(&mut reader) {
+            let now = now_ms() + by_ms;
+            let answer = match words[0].text().to_uppercase().as_str() {
+                "TIME" => {
+                    let (seconds, micros) = ((now / 1000).to_string(), (now % 1000 * 1000).to_string());
+                    format!("*2\r\n${}\r\n{seconds}\r\n${}\r\n{micros}\r\n", seconds.len(), micros.len())
+                }
+                "HELLO" => "%1\r\n$5\r\nproto\r\n:3\r\n".to_owned(),
+                _ => "+OK\r\n".to_owned(),
+            };
+            if stream.write_all(answer.as_bytes()).is_err() {
+                return;
+            }
+        }
+    };
+    // It ends with the process.
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || serve(stream));
+        }
+    });
+    port
+}
+
+/// Of the menu, the question what to do.
+const CHOICE: &str = "? for help]: ";
+
+/// One more key by the menu; the answers in the order of its questions.
+fn add_by_menu(terminal: &mut Terminal, answers: [&str; 6], secret: &str) {
+    terminal.answer(CHOICE, "a");
+    for (question, answer) in ["Name", "Source", "Login", "Batch", "Expiry", "Active"].into_iter().zip(answers) {
+        terminal.expect(question);
+        terminal.answer(": ", answer);
+    }
+    terminal.answer_hidden("Secret (not shown): ", secret);
+    terminal.expect("Added as ");
+}
+
+fn the_menu_does_what_each_of_its_entries_says(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    let mut terminal = Terminal::start(&server, &["menu"]);
+    let secrets = ["first-of-the-secrets", "second-of-the-secrets", "third-of-the-secrets"];
+
+    // Add: the last answers are the defaults of the next.
+    add_by_menu(&mut terminal, ["vendor", "billing", "ops@example.com", "b1", "30d", ""], secrets[0]);
+    add_by_menu(&mut terminal, ["", "", "-", "", "60", "no"], secrets[1]);
+    let (first, second) = (c.ok("KG.GETKEY acme 1"), c.ok("KG.GETKEY acme 2"));
+    for (field, expected) in [("name", "vendor"), ("source", "billing"), ("batch", "b1")] {
+        assert_eq!([&first, &second].map(|key| key.field(field).text()), [expected; 2]);
+    }
+    assert_eq!(first.field("login").text(), "ops@example.com");
+    assert!(second.get("login").is_none(), "{second:?}");
+    let days = |key: &Value| (key.field("expires_at").int() - now_ms() + 3_600_000) / 86_400_000;
+    assert_eq!([&first, &second].map(days), [30, 60]);
+    assert_eq!([&first, &second].map(|key| key.field("active").int()), [1, 0]);
+    c.ok("KG.ADDKEY acme elsewhere of-nobody-here");
+
+    // List: all keys. Session: those made here.
+    terminal.answer(CHOICE, "l");
+    terminal.expect("vendor");
+    terminal.expect("elsewhere");
+    terminal.answer(CHOICE, "s");
+    terminal.expect("vendor");
+    terminal.answer(CHOICE, "u");
+    terminal.expect("total");
+    terminal.expect(CHOICE);
+    let screen = terminal.screen();
+    // The questions after both: this one, and that for the usability between.
+    let session = screen.rsplit(CHOICE.trim_end()).nth(2).unwrap();
+    assert!(session.contains("vendor") && !session.contains("elsewhere"), "{session}");
+
+    // Mark active by the secret; mark inactive and get the next, with its secret only when asked for.
+    terminal.line("m");
+    terminal.answer("mark active", "");
+    terminal.answer_hidden("Secret (not shown): ", secrets[1]);
+    terminal.expect("2 is active");
+    terminal.answer(CHOICE, "n");
+    terminal.answer("mark inactive", "1");
+    terminal.expect("1 is inactive");
+    terminal.expect("vendor");
+    terminal.answer("Show its secret", "");
+    terminal.expect(CHOICE);
+    for secret in secrets {
+        assert!(!terminal.has_shown(secret), "{secret} was shown");
+    }
+    terminal.line("m");
+    terminal.answer("mark active", "1");
+    terminal.expect("1 is active");
+    terminal.answer(CHOICE, "n");
+    terminal.answer("mark inactive", "1");
+    terminal.answer("Show its secret", "yes");
+    terminal.expect(secrets[1]);
+
+    // Reveal.
+    terminal.answer(CHOICE, "v");
+    terminal.answer("reveal", "1");
+    terminal.expect(secrets[0]);
+
+    // Delete, and not.
+    terminal.answer(CHOICE, "d");
+    terminal.answer("delete", "3");
+    terminal.answer("Delete it", "");
+    terminal.expect("Nothing is deleted");
+    assert_eq!(c.ok("KG.COUNTKEYS acme").int(), 3);
+    terminal.answer(CHOICE, "d");
+    terminal.answer("delete", "3");
+    terminal.answer("Delete it", "yes");
+    terminal.expect("Deleted: 1");
+    assert_eq!(c.ok("KG.COUNTKEYS acme").int(), 2);
+
+    // Remove what has expired.
+    terminal.answer(CHOICE, "r");
+    terminal.expect("No key has expired");
+    c.ok("KG.ADDKEY acme short a-short-secret EXPIREAT 1");
+    terminal.answer(CHOICE, "r");
+    terminal.expect("short");
+    terminal.answer("Delete these 1", "");
+    terminal.expect("Nothing is deleted");
+    terminal.answer(CHOICE, "r");
+    terminal.answer("Delete these 1", "yes");
+    terminal.expect("Deleted: 1");
+    assert_eq!(c.ok("KG.COUNTKEYS acme").int(), 2);
+    assert!(!terminal.has_shown(secrets[2]) && !terminal.has_shown("a-short-secret"));
+
+    // Ctrl-D is the end.
+    terminal.expect(CHOICE);
+    terminal.keys("\u{4}");
+    assert_eq!(terminal.end(), 0);
+}
+
+/// The menu with these lines in a pipe: its exit code, what it shows and what it complains of.
+fn piped(server: &Server, lines: &[&str]) -> (i32, String, String) {
+    let mut command = tool(server);
+    let mut child =
+        command.arg("menu").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(lines.join("\n").as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn the_menu_takes_its_answers_from_a_pipe(sut: &Sut) {
+    let server = sut.server();
+    let secret = " with blanks that count ";
+    let (code, shown, said) = piped(&server, &["add", "vendor", "", "", "", "", "", secret, "list", "q"]);
+    assert_eq!((code, said.as_str()), (0, ""), "{shown}");
+    assert!(shown.contains("Added as 1.") && shown.contains("vendor"), "{shown}");
+    assert!(!shown.contains(secret), "{shown}");
+    assert_eq!(server.client().ok("KG.REVEAL acme 1").text(), secret);
+    // An end in the midst of a question leaves too, and does nothing.
+    let (code, shown, said) = piped(&server, &["d", "1"]);
+    assert_eq!((code, said.as_str()), (0, ""), "{shown}");
+    assert_eq!(server.client().ok("KG.COUNTKEYS acme").int(), 1);
+}
+
+fn the_menu_goes_on_after_an_error(sut: &Sut) {
+    let mut server = sut.server();
+    let lines = [
+        "v",
+        "7",
+        "a",
+        "vendor",
+        "",
+        "",
+        "",
+        "soon",
+        "",
+        "some-secret",
+        "a",
+        "",
+        "",
+        "",
+        "",
+        "-",
+        "",
+        "some-secret",
+        "q",
+    ];
+    let (code, shown, said) = piped(&server, &lines);
+    assert_eq!(code, 0, "{shown}{said}");
+    assert!(said.contains("NOSTORE") || said.contains("NOSUCH"), "{said}");
+    assert!(said.contains("ERR"), "an expiry that is none: {said}");
+    assert!(shown.contains("[soon]") && shown.contains("Added as 1."), "{shown}");
+    assert!(!shown.contains("some-secret") && !said.contains("some-secret"), "{shown}{said}");
+    let mut terminal = Terminal::start(&server, &["menu"]);
+    terminal.expect(CHOICE);
+    server.kill();
+    terminal.line("u");
+    terminal.expect("the server does not answer");
+    server.start_again();
+    eventually("the menu finding the server again", || {
+        terminal.line("u");
+        terminal.expect(CHOICE);
+        let screen = terminal.screen();
+        // It has lost everything, and says so.
+        expect(screen.contains("NOSTORE"), || screen)
+    });
+    terminal.line("q");
+    assert_eq!(terminal.end(), 0);
+    // Without a server there is nothing to ask about.
+    server.kill();
+    assert_eq!(piped(&server, &["q"]).0, 3);
+}
+
+/// A store with a key that has been used; the key.
+fn used_store(server: &Server) -> String {
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let raw = c.ok("KG.NEWKEY acme shop web").list()[1].text();
+    c.ok("KG.BLOCKIP acme 192.0.2.0/24 1h PATH /login");
+    c.ok("KG.ALLOWIP acme 198.51.100.1");
+    raw
+}
+
+/// Of what top shows, the numbers in the row of this title: calls a second and in all.
+fn row(shown: &str, title: &str) -> Option<(f64, i64)> {
+    let line = shown.lines().find(|line| line.split_whitespace().next() == Some(title))?;
+    let mut numbers = line.split_whitespace().skip(1);
+    // Before the second look there is no rate.
+    Some((numbers.next()?.parse().unwrap_or(0.0), numbers.next()?.parse().ok()?))
+}
+
+fn top_shows_the_rate_of_calls_made_meanwhile(sut: &Sut) {
+    let server = sut.setup().counting_usage().start();
+    let raw = used_store(&server);
+    let mut c = server.client();
+    let mut terminal = Terminal::start(&server, &["top", "--interval", "0.2"]);
+    terminal.shows("the live view", |screen| screen.contains("KG.AUTH"));
+    assert!(terminal.is_taken());
+    let mut calls = 0;
+    eventually("the rate of calls", || {
+        assert_eq!(c.code(args!["KG.AUTH", "acme", raw]), "VALID");
+        assert_eq!(c.code("KG.AUTH acme kg_live_unknown"), "NOT_FOUND");
+        calls += 1;
+        let screen = terminal.screen();
+        let rate = |title: &str| row(&screen, title).is_some_and(|(rate, _)| rate > 0.0);
+        expect(rate("VALID") && rate("NOT_FOUND"), || screen.clone())
+    });
+    // Afterwards all of them, and none a second.
+    terminal.shows("all calls, and none meanwhile", |screen| {
+        row(screen, "VALID") == Some((0.0, calls)) && row(screen, "all") == Some((0.0, 2 * calls))
+    });
+    // Calls with a key that there is not are refused, and nobody's requests.
+    for title in ["requests", "refused"] {
+        terminal.shows("the store's own numbers", |screen| row(screen, title).is_some_and(|(_, all)| all == calls));
+    }
+    terminal.shows("the key that is used most", |screen| {
+        let key = screen.lines().find(|line| line.contains(" web "));
+        key.is_some_and(|key| key.split_whitespace().last() == Some(&calls.to_string()))
+    });
+    terminal.shows("the blocked address", |screen| {
+        screen.lines().any(|line| line.starts_with("192.0.2.0/24") && line.contains("/login"))
+    });
+    let screen = terminal.screen();
+    assert!(!screen.contains("198.51.100.1"), "what is allowed is not blocked: {screen}");
+    assert!(!terminal.has_shown(&raw));
+    terminal.keys("q");
+    assert_eq!(terminal.end(), 0);
+}
+
+fn top_outlives_its_server_and_another_size(sut: &Sut) {
+    let mut server = sut.server();
+    let mut terminal = Terminal::start(&server, &["top", "--interval", "0.1"]);
+    terminal.shows("the live view", |screen| screen.contains("memory ") && screen.contains("q quits"));
+    for (rows, cols) in [(8, 30), (3, 5), (1, 1), (40, 100)] {
+        terminal.resize(rows, cols);
+    }
+    terminal.shows("the view in its last size", |screen| screen.contains("q quits") && screen.contains("KG.AUTH"));
+    server.kill();
+    terminal.shows("that the server is away", |screen| screen.contains("the server does not answer"));
+    assert!(terminal.screen().contains("memory "), "what was seen last stays");
+    server.start_again();
+    terminal.shows("that it is back", |screen| screen.contains("q quits"));
+    terminal.keys("q");
+    assert_eq!(terminal.end(), 0);
+}
+
+fn top_gives_the_terminal_back_by_whatever_key_it_ends(sut: &Sut) {
+    let server = sut.server();
+    for key in ["q", "\u{1b}", "\u{3}", "a signal"] {
+        let mut terminal = Terminal::start(&server, &["top"]);
+        terminal.shows("the live view", |screen| screen.contains("KG.AUTH"));
+        assert!(terminal.is_taken() && !terminal.has_cursor() && !terminal.shows_what_is_typed());
+        if key == "a signal" {
+            let told = Command::new("kill").arg(terminal.id().to_string()).status().unwrap();
+            assert!(told.success());
+        } else {
+            terminal.keys(key);
+        }
+        assert_eq!(terminal.end(), 0, "{key:?}");
+        eventually("the terminal as it was", || {
+            expect(!terminal.is_taken() && terminal.has_cursor(), || terminal.screen())
+        });
+        assert!(terminal.shows_what_is_typed());
+        assert!(!terminal.screen().contains("KG.AUTH"));
+    }
+}
+
+fn top_prints_one_frame_for_scripts(sut: &Sut) {
+    let mut server = sut.server();
+    let raw = used_store(&server);
+    let mut c = server.client();
+    let mut command = tool(&server);
+    let mut child = command.args(["top", "--once", "--interval", "0.5"]).stdout(Stdio::piped()).spawn().unwrap();
+    while child.try_wait().unwrap().is_none() {
+        c.ok(args!["KG.AUTH", "acme", raw]);
+    }
+    let output = child.wait_with_output().unwrap();
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{shown}");
+    let (rate, _) = row(&shown, "VALID").unwrap_or_else(|| panic!("{shown}"));
+    assert!(rate > 0.0, "{shown}");
+    assert!(!shown.contains('\u{1b}') && !shown.contains("q quits"), "{shown}");
+    let ends =
+        |server: &Server, arguments: &[&str]| tool(server).arg("top").args(arguments).output().unwrap().status.code();
+    assert_eq!(ends(&server, &[]), Some(2), "the live view needs a terminal");
+    assert_eq!(ends(&server, &["--once", "--interval", "0"]), Some(2));
+    server.kill();
+    assert_eq!(ends(&server, &["--once"]), Some(3));
+    let server = sut.setup().without_module().start();
+    assert_eq!(ends(&server, &["--once"]), Some(4));
+}
+
+fn top_shows_what_a_user_may_see(sut: &Sut) {
+    let server = sut.server();
+    used_store(&server);
+    let shown = |permissions: &str| {
+        server.client().ok(format!("ACL SETUSER watcher reset on >pw -@all ~acme {permissions}"));
+        let url = format!("redis://watcher:pw@127.0.0.1:{}", server.port());
+        let output = tool(&server).args(["top", "--once", "--interval", "0.1", "--url", &url]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let nothing = shown("");
+    assert!(nothing.contains("INFO is not permitted") && nothing.contains("KG.STATS is not permitted"), "{nothing}");
+    let some = shown("+info +kg.listips");
+    assert!(some.contains("memory ") && some.contains("192.0.2.0/24"), "{some}");
+    assert!(some.contains("KG.STATS is not permitted"), "{some}");
+}
