@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use axum::body::Bytes;
+use axum::body::{Bytes, HttpBody as _};
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query as AxumQuery, Request};
 use axum::http::header::CONTENT_TYPE;
@@ -41,6 +41,10 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for OptionalB
 }
 
 async fn body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
+    // One that is announced as too large is not waited for.
+    if request.body().size_hint().lower() > super::MAX_BODY_BYTES as u64 {
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "The body is too large."));
+    }
     Bytes::from_request(request, state).await.map_err(|rejection: BytesRejection| {
         match rejection.into_response().status() {
             StatusCode::PAYLOAD_TOO_LARGE => Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "The body is too large."),
