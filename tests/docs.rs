@@ -1,16 +1,21 @@
 //! The README's command reference against what the server knows of the commands.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use redis::Value;
 
-use crate::harness::{Client, Reply, Sut, args, eventually, expect, populate_store, server_tests};
+use crate::harness::{Client, Reply, Sut, args, eventually, expect, populate_store, server_tests, tool};
 
 server_tests![
     the_reference_is_what_the_server_knows,
     the_examples_run_as_printed,
     the_recipes_for_users_are_accepted,
     the_restore_drill_runs_as_printed,
+    the_commands_of_the_operators_tools_run_as_printed,
 ];
 
 fn the_reference_is_what_the_server_knows(sut: &Sut) {
@@ -117,6 +122,30 @@ fn the_restore_drill_runs_as_printed(sut: &Sut) {
     assert_eq!(c.code(format!("KG.AUTH acme {}", sample.plain)), "VALID");
     assert_eq!(c.code(format!("KG.AUTH acme {}", sample.revoked)), "DISABLED");
     assert_eq!(c.ok("KG.REVEAL acme 1").text(), old.client().ok("KG.REVEAL acme 1").text());
+}
+
+/// All but those that serve until they are ended: what these do has tests of its own.
+fn the_commands_of_the_operators_tools_run_as_printed(sut: &Sut) {
+    let server = sut.server();
+    fs::write(server.directory().join("secret.txt"), "what openai is called with").unwrap();
+    let readme = readme();
+    let commands =
+        readme.lines().filter_map(|line| line.strip_prefix("    ")).filter(|line| line.starts_with("keyguard "));
+    let mut run = 0;
+    for line in commands.filter(|line| !line.starts_with("keyguard serve")) {
+        let command = tool(&server);
+        let program = command.get_program().to_owned();
+        let rest = line.trim_start_matches("keyguard");
+        let mut shell = Command::new("sh");
+        for (name, value) in command.get_envs() {
+            value.into_iter().for_each(|value| drop(shell.env(name, value)));
+        }
+        shell.arg("-c").arg(format!("\"$KEYGUARD\"{rest}")).env("KEYGUARD", program).current_dir(server.directory());
+        let done = shell.stdin(Stdio::null()).output().expect("sh runs");
+        assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+        run += 1;
+    }
+    assert!(run >= 8, "{run} commands");
 }
 
 /// The whole syntax of a command, as the reference prints it.

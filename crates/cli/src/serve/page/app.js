@@ -176,7 +176,8 @@ async function overview() {
 /** Bars of what was let in, what was refused on top; as many of the hours together as leaves no more than 96 bars. */
 function plot(hours) {
   const bars = together(hours, Math.max(1, Math.ceil(Number(span) / 96)));
-  const [width, height, left, bottom] = [760, 220, 56, 24];
+  // As wide as it is shown, so that its text has the size of other text.
+  const [width, height, left, bottom] = [Math.max(280, $("main").clientWidth - 76), 220, 48, 24];
   const high = nice(Math.max(1, ...bars.map((bar) => bar.requests + bar.refused)));
   const step = (width - left) / bars.length;
   const y = (value) => (height - bottom) * (1 - value / high) + 8;
@@ -219,10 +220,10 @@ function together(hours, size) {
   return bars;
 }
 
-/** The next number that is easy to read: 1, 2 or 5 and zeros. */
+/** The next number that is easy to read, and its half too: 2, 4 or 10 and zeros. */
 function nice(value) {
   const ten = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].map((n) => n * ten).find((n) => n >= value) ?? value;
+  return [2, 4, 10].map((n) => n * ten).find((n) => n >= value) ?? value;
 }
 
 // ---- lists ----
@@ -402,10 +403,14 @@ $("enter").querySelector("form").addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem(TOKEN, $("token").value.trim());
   $("token").value = "";
+  notice("");
   act(event.submitter, show);
 });
 $("leave").addEventListener("click", leave);
-addEventListener("hashchange", () => { if (!$("view").hidden) show().then(() => $("main").focus()); });
+addEventListener("hashchange", () => {
+  notice("");
+  if (!$("view").hidden) show().then(() => $("main").focus());
+});
 
 if (sessionStorage.getItem(TOKEN)) show();
 else $("token").focus();
