@@ -137,9 +137,7 @@ fn the_commands_of_the_operators_tools_run_as_printed(sut: &Sut) {
         let program = command.get_program().to_owned();
         let rest = line.trim_start_matches("keyguard");
         let mut shell = Command::new("sh");
-        for (name, value) in command.get_envs() {
-            value.into_iter().for_each(|value| drop(shell.env(name, value)));
-        }
+        shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
         shell.arg("-c").arg(format!("\"$KEYGUARD\"{rest}")).env("KEYGUARD", program).current_dir(server.directory());
         let done = shell.stdin(Stdio::null()).output().expect("sh runs");
         assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
