@@ -159,6 +159,8 @@ fn a_proxy_is_believed_about_path_method_and_address(sut: &Sut) {
             "/admin/x://y/z",
             "/admin#",
             "/x/../admin",
+            "/public/%3F/../admin",
+            "http://localhost/x/%3f/../../admin",
             "http://localhost/admin",
         ] {
             ask("/verify", &[(name, uri)]).check(uri, 403, "IP_BLOCKED", &[]);

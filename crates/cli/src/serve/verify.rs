@@ -201,7 +201,13 @@ fn routed(uri: &[u8]) -> Cow<'_, [u8]> {
         Some(host) => host.iter().position(|byte| *byte == b'/').and_then(|at| host.get(at..)).unwrap_or(b"/"),
         None => path,
     };
-    percent_decode(path).into()
+    let decoded: Cow<'_, [u8]> = percent_decode(path).into();
+    if !decoded.contains(&b'?') {
+        return decoded;
+    }
+    // It stands for itself: read as the beginning of a query, it would hide what follows from the rules, such as `/../admin`.
+    let spelled = |byte: &u8| if *byte == b'?' { b"%3F".to_vec() } else { vec![*byte] };
+    Cow::Owned(decoded.iter().flat_map(spelled).collect())
 }
 
 /// Whether this is about a server that cannot answer anybody, and not about this request or how we are set up.
@@ -298,6 +304,7 @@ mod tests {
             ("/%61pi%2forders?x=%61", "/api/orders"),
             ("/%2561pi", "/%61pi"),
             ("/100%", "/100%"),
+            ("/public/%3f/../admin?x", "/public/%3F/../admin"),
             ("http://host/api?x", "/api"),
             ("http://host", "/"),
             ("http://host?x=/y", "/"),
