@@ -52,7 +52,8 @@ def gate(app):  # middleware of ASGI itself, which costs less than BaseHTTPMiddl
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         key = headers.get(b"x-api-key") or (token if scheme.lower() == b"bearer" else b"")
         # No key is asked about, too: a blocked address hears that first.
-        answer = await ask("KG.AUTH", store, key, "IP", asgi["client"][0], "PATH", path, "METHOD", method, *scope)
+        told_path = path.replace("?", "%3F")  # which was decoded: no query begins there
+        answer = await ask("KG.AUTH", store, key, "IP", asgi["client"][0], "PATH", told_path, "METHOD", method, *scope)
         if answer["code"] != "VALID":
             return await refusal(answer)(asgi, receive, send)
         told = [(name.lower().encode(), value.encode()) for name, value in limits(answer).items()]
