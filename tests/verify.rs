@@ -1,9 +1,10 @@
 //! `keyguard serve` as other HTTP servers ask it: what /verify answers, by which status and headers, and what is not let in.
 
 use std::{
+    collections::VecDeque,
     fs::{self, File},
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, TcpStream},
+    net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
@@ -22,6 +23,7 @@ server_tests![
     a_cluster_is_asked_at_whichever_node_has_the_store,
     an_unknown_key_is_never_let_in_while_the_server_comes_and_goes,
     a_server_that_hangs_holds_nobody_up_for_long,
+    a_server_that_has_hung_is_found_again_while_calls_go_on,
     with_fail_open_only_an_absent_server_lets_in,
     metrics_and_health_say_how_it_stands,
     what_is_under_way_is_answered_before_the_end,
@@ -354,6 +356,72 @@ fn a_server_that_hangs_holds_nobody_up_for_long(sut: &Sut) {
     });
     let left: u32 = get(&serving, "/verify", &key).headers["x-ratelimit-remaining"].parse().unwrap();
     assert!(left >= 100 - 1 - 9 - 2 - 1, "{left}");
+}
+
+/// The server by a long line: so much later comes what either side says.
+fn long_line(to: u16, delay: Duration) -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let pass = move |mut from: TcpStream, mut to: TcpStream| {
+        let mut bytes = [0; 4096];
+        while let Ok(read @ 1..) = from.read(&mut bytes) {
+            thread::sleep(delay);
+            if to.write_all(&bytes[..read]).is_err() {
+                break;
+            }
+        }
+        let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+    };
+    thread::spawn(move || {
+        for near in listener.incoming().map_while(Result::ok) {
+            let Ok(far) = TcpStream::connect((Ipv4Addr::LOCALHOST, to)) else { continue };
+            let (near_too, far_too) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+            thread::spawn(move || pass(near, far));
+            thread::spawn(move || pass(far_too, near_too));
+        }
+    });
+    port
+}
+
+/// To connect takes longer than the time between two calls: whoever connects must not be hurried by whoever waits.
+fn a_server_that_has_hung_is_found_again_while_calls_go_on(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let key = new_key(&mut c, "acme", "shop web");
+    let line = long_line(server.port(), Duration::from_millis(15));
+    let serving = Serving::start(&server, &["--url", &format!("redis://127.0.0.1:{line}")]);
+    get(&serving, "/verify", &key).check("at rest", 200, "", &[]);
+    let is_over = AtomicBool::new(false);
+    let (pid, port) = (pid_of(&server), serving.port);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut calls = VecDeque::new();
+            while !is_over.load(Ordering::Relaxed) {
+                if let Ok(mut call) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) {
+                    let _ = write!(call, "GET /verify HTTP/1.1\r\nHost: x\r\nX-API-Key: {key}\r\n\r\n");
+                    calls.push_back(call);
+                }
+                // Nobody waits for the answers of those before.
+                calls.drain(..calls.len().saturating_sub(600));
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let ended = std::panic::catch_unwind(|| {
+            signal(pid, "-STOP");
+            eventually("nobody being let in", || {
+                expect(get(&serving, "/verify", &key).status == 503, || "it is let in".to_owned())
+            });
+            get(&serving, "/verify", &key).check("it hangs still", 503, "UNAVAILABLE", &[]);
+            signal(pid, "-CONT");
+            eventually("an answer", || {
+                let answer = get(&serving, "/verify", &key);
+                expect(answer.status == 200, || format!("{answer:?}"))
+            });
+        });
+        is_over.store(true, Ordering::Relaxed);
+        ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
 }
 
 fn with_fail_open_only_an_absent_server_lets_in(sut: &Sut) {

@@ -1,6 +1,6 @@
 //! The one way to the server: a connection that all of the process shares, and that comes back by itself.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
@@ -12,7 +12,7 @@ use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion,
     RedisError, RedisResult, ServerErrorKind, Value,
 };
-use tokio::sync::Mutex;
+use tokio::sync::watch;
 use tokio::time;
 
 use crate::failure::Failure;
@@ -20,6 +20,10 @@ use crate::reply::{self, Json};
 
 /// How long to wait for an answer, the connecting included. Commands of the module take microseconds.
 pub const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long an attempt to connect may take, with all nodes of a cluster: longer than anybody waits for it, so that one node that hangs
+/// keeps nobody from the others.
+const CONNECTING: Duration = Duration::from_secs(10);
 
 /// How long to wait for the answer of a command that was asked to wait itself: longer than the module ever does.
 const PATIENCE: Duration = Duration::from_secs(367 * 24 * 3600);
@@ -43,8 +47,8 @@ struct Inner {
     /// Whether a node of a cluster stands for itself.
     alone: bool,
     link: RwLock<Option<Arc<Link>>>,
-    /// Held while connecting: one at a time does.
-    connecting: Mutex<()>,
+    /// The last attempt to connect: one at a time is made.
+    attempt: Mutex<Option<watch::Receiver<Option<RedisResult<Arc<Link>>>>>>,
 }
 
 enum Link {
@@ -69,7 +73,7 @@ impl Server {
     }
 
     fn new(info: ConnectionInfo, patience: Duration, alone: bool) -> Self {
-        Self(Arc::new(Inner { info, patience, alone, link: RwLock::default(), connecting: Mutex::default() }))
+        Self(Arc::new(Inner { info, patience, alone, link: RwLock::default(), attempt: Mutex::default() }))
     }
 
     /// The same, for commands that wait: it is connected to within [`TIMEOUT`], and may answer whenever it likes.
@@ -134,27 +138,62 @@ impl Server {
 
     /// The connection, made if there is none.
     async fn link(&self) -> RedisResult<Arc<Link>> {
-        let present = || self.0.link.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(link) = present() {
+        if let Some(link) = self.0.present() {
             return Ok(link);
         }
-        let _connecting = self.0.connecting.lock().await;
-        // Someone else may have connected while we waited for our turn.
-        if let Some(link) = present() {
-            return Ok(link);
+        let mut attempt = self.0.attempt();
+        match attempt.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(outcome)) => outcome.clone(),
+            _ => Err(RedisError::from((ErrorKind::Io, "connecting was given up"))),
         }
-        let link = Arc::new(connect(&self.0).await?);
-        *self.0.link.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&link));
-        Ok(link)
     }
 
-    /// The next who asks connects anew, unless that has happened already. A connection to a cluster finds lost nodes again by itself,
-    /// and knows others than the one in the URL.
+    /// The next who asks connects anew, unless that has happened already. A connection to a cluster stays until there is another: it
+    /// knows more nodes than the one in the URL, and only what it asks of a node that hangs is lost.
     fn give_up(&self, over: &Arc<Link>) {
+        let is_cluster = matches!(**over, Link::Cluster(_));
         let mut link = self.0.link.write().unwrap_or_else(PoisonError::into_inner);
-        if matches!(**over, Link::Single(_)) && link.as_ref().is_some_and(|link| Arc::ptr_eq(link, over)) {
+        if link.as_ref().is_none_or(|link| !Arc::ptr_eq(link, over)) {
+            return;
+        }
+        if !is_cluster {
             *link = None;
         }
+        drop(link);
+        if is_cluster {
+            drop(self.0.attempt());
+        }
+    }
+}
+
+impl Inner {
+    fn present(&self) -> Option<Arc<Link>> {
+        self.link.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The attempt to connect that is under way, or a new one. It is a task of its own: whoever asks has two seconds for everything, and
+    /// when these are over, what the attempt has reached is not lost for those who come after him.
+    fn attempt(self: &Arc<Self>) -> watch::Receiver<Option<RedisResult<Arc<Link>>>> {
+        let mut attempt = self.attempt.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(attempt) =
+            attempt.as_ref().filter(|attempt| attempt.borrow().is_none() && attempt.has_changed().is_ok())
+        {
+            return attempt.clone();
+        }
+        let (told, outcome) = watch::channel(None);
+        let inner = Arc::clone(self);
+        tokio::spawn(async move {
+            let connected = time::timeout(CONNECTING, connect(&inner)).await;
+            let connected =
+                connected.unwrap_or_else(|_| Err(RedisError::from((ErrorKind::Io, "connecting took too long"))));
+            let connected = connected.map(Arc::new);
+            if let Ok(link) = &connected {
+                *inner.link.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(link));
+            }
+            told.send_replace(Some(connected));
+        });
+        *attempt = Some(outcome.clone());
+        outcome
     }
 }
 
