@@ -8,7 +8,7 @@ target=$(cd "$project" && realpath -m "${CARGO_TARGET_DIR:-target}")
 # shellcheck disable=SC2034 # read by the scripts
 module=$target/release/libkeyguard.so
 # shellcheck disable=SC2034 # read by the scripts
-cli=$target/debug/keyguard
+tools=$target/debug/keyguard
 servers=$project/target/servers
 # shellcheck disable=SC2034 # read by the scripts
 python=$project/target/python/bin/python
@@ -23,7 +23,7 @@ schemathesis=$project/target/schemathesis
 
 if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' green=$'\e[32m' red=$'\e[31m' plain=$'\e[0m'; else bold='' dim='' green='' red='' plain=''; fi
 # shellcheck disable=SC2034 # read by the scripts
-readonly project target module cli servers python node_modules axum_gate comparison predecessors schemathesis bold dim green red plain
+readonly project target module tools servers python node_modules axum_gate comparison predecessors schemathesis bold dim green red plain
 
 # say LINE...
 say() { printf '%s\n' "$@"; }
