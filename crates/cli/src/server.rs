@@ -48,8 +48,11 @@ struct Inner {
     alone: bool,
     link: RwLock<Option<Arc<Link>>>,
     /// The last attempt to connect: one at a time is made.
-    attempt: Mutex<Option<watch::Receiver<Option<RedisResult<Arc<Link>>>>>>,
+    attempt: Mutex<Option<Attempt>>,
 }
+
+/// What comes of an attempt to connect; nothing while it is under way.
+type Attempt = watch::Receiver<Option<RedisResult<Arc<Link>>>>;
 
 enum Link {
     Single(MultiplexedConnection),
@@ -173,7 +176,7 @@ impl Inner {
 
     /// The attempt to connect that is under way, or a new one. It is a task of its own: whoever asks has two seconds for everything, and
     /// when these are over, what the attempt has reached is not lost for those who come after him.
-    fn attempt(self: &Arc<Self>) -> watch::Receiver<Option<RedisResult<Arc<Link>>>> {
+    fn attempt(self: &Arc<Self>) -> Attempt {
         let mut attempt = self.attempt.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(attempt) =
             attempt.as_ref().filter(|attempt| attempt.borrow().is_none() && attempt.has_changed().is_ok())
