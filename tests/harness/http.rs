@@ -27,7 +27,12 @@ pub struct Response {
 impl Response {
     /// What a server on this machine answers to a request whose body is JSON.
     pub fn of(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Self {
-        let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("it takes connections");
+        let connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("it takes connections");
+        Self::over(connection, method, path, headers, body)
+    }
+
+    /// The same, over a connection of one's own.
+    pub fn over(mut connection: TcpStream, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Self {
         let mut text = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
         headers.iter().for_each(|(name, value)| text += &format!("{name}: {value}\r\n"));
         text += &format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
