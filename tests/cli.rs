@@ -33,6 +33,7 @@ server_tests![
     lists_go_on_to_their_end,
     no_secret_is_taken_as_an_argument,
     a_secret_comes_back_byte_by_byte,
+    a_verb_keeps_to_its_own_kind_of_keys,
     a_closed_pipe_is_no_failure,
     a_secret_that_nobody_takes_is_told_of,
     a_wait_may_take_longer_than_an_answer,
@@ -239,6 +240,43 @@ fn a_secret_comes_back_byte_by_byte(sut: &Sut) {
         let id = String::from_utf8(added.stdout).unwrap();
         assert_eq!(run(&server, &["vault", "reveal", id.trim()], b"").stdout, told);
     }
+}
+
+fn a_verb_keeps_to_its_own_kind_of_keys(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    c.ok("KG.NEWKEY acme shop web");
+    c.ok("KG.ADDKEY acme openai sk-first-example-secret");
+    let mut records = || [2, 3].map(|id| format!("{:?}", c.ok(args!["KG.GETKEY", "acme", id])));
+    let before = records();
+    let [an_api_key, a_vault_key] =
+        ["no vault key has this id: an API key has", "no API key has this id: a vault key has"];
+    for (words, said) in [
+        (&["key", "show", "3"][..], a_vault_key),
+        (&["key", "set", "3", "--label", "site"], a_vault_key),
+        (&["key", "set", "3", "--active", "no"], a_vault_key),
+        (&["key", "delete", "3"], a_vault_key),
+        (&["key", "delete", "2", "3"], a_vault_key),
+        (&["key", "revoke", "3"], "no such API key"),
+        (&["key", "rotate", "3"], "no such API key"),
+        (&["vault", "show", "2", "--json"], an_api_key),
+        (&["vault", "set", "2", "--active", "no"], an_api_key),
+        (&["vault", "set", "2", "--secret"], an_api_key),
+        (&["vault", "delete", "3", "2"], an_api_key),
+        (&["vault", "reveal", "2"], "no such vault key"),
+        (&["vault", "feedback", "2", "rejected"], "no such vault key"),
+        (&["vault", "settle", "2", "--at", "1", "--cost", "1"], "no such vault key"),
+    ] {
+        let output = run(&server, words, b"sk-second-example-secret");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
+        assert!(output.stdout.is_empty() && told.contains("NOSUCH") && told.contains(said), "{words:?}: {output:?}");
+    }
+    assert_eq!(run(&server, &["revoke-key", "3"], b"").status.code(), Some(1));
+    assert_eq!(records(), before);
+    assert_eq!(run(&server, &["key", "delete", "2", "99"], b"").stdout, b"1\n");
+    assert_eq!(run(&server, &["vault", "delete", "3"], b"").stdout, b"1\n");
 }
 
 fn a_closed_pipe_is_no_failure(sut: &Sut) {

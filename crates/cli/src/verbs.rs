@@ -18,4 +18,4 @@ pub mod store;
 pub mod usage;
 pub mod vault;
 
-pub use console::Console;
+pub use console::{Console, Kind};

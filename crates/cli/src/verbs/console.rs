@@ -13,6 +13,39 @@ use super::request::Request;
 /// As many records as the module gives at a time.
 const PAGE: usize = 200;
 
+/// What a key record is. Both kinds share one series of ids, none is given out twice, and no record ever becomes the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// An API key, for those who call you.
+    Api,
+    /// A vault key: a secret that you call others with.
+    Vault,
+}
+
+impl Kind {
+    /// As the module has it in TYPE and in `type`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::Vault => "vault",
+        }
+    }
+
+    /// Looks at what KG.GETKEY describes.
+    ///
+    /// # Errors
+    /// `NOSUCH` if that is a key of the other kind: of this one, there is none of that id.
+    pub fn expect(self, record: &Json) -> Result<(), Failure> {
+        let text = match (self, of(record, "type").as_str()) {
+            (Self::Api, Some("api")) | (Self::Vault, Some("vault")) => return Ok(()),
+            (Self::Api, Some("vault")) => "no API key has this id: a vault key has",
+            (Self::Vault, Some("api")) => "no vault key has this id: an API key has",
+            _ => return Err(Failure::Strange("no type of key")),
+        };
+        Err(Failure::Refused { code: "NOSUCH".to_owned(), text: text.to_owned() })
+    }
+}
+
 /// What a verb has.
 pub struct Console {
     server: Server,
@@ -104,6 +137,21 @@ impl Console {
     pub async fn tell(&self, request: Request, done: &str) -> Result<(), Failure> {
         let reply = self.ask(request).await?;
         self.out.done(done, &reply)
+    }
+
+    /// Sees that none of these ids is that of a key of the other kind, before anything is done to any of them. One that there
+    /// is not is left to the command that follows.
+    ///
+    /// # Errors
+    /// `NOSUCH` for a key of the other kind, what is refused, or why there is no answer.
+    pub async fn expect_type(&self, ids: &[String], kind: Kind) -> Result<(), Failure> {
+        for id in ids {
+            match self.ask(self.request("KG.GETKEY").word(id)).await {
+                Err(failure) if matches!(failure.code(), Some("NOSUCH" | "NOSTORE")) => {}
+                record => kind.expect(&record?)?,
+            }
+        }
+        Ok(())
     }
 
     /// Asks for a change of fields, and says which changed.

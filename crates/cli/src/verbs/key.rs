@@ -1,5 +1,7 @@
 //! API keys, for those who call you.
 
+use std::slice;
+
 use clap::{Args, Subcommand};
 
 use crate::failure::Failure;
@@ -8,7 +10,7 @@ use crate::reply::Json;
 
 use super::options::{Chosen, Cost, Expiry, Limits, Listing, Quotas, State};
 use super::request::Request;
-use super::{Console, secret};
+use super::{Console, Kind, secret};
 
 const COLUMNS: [&str; 9] = ["id", "label", "org", "start", "status", "scopes", "limits", "last_used_at", "expires_at"];
 
@@ -187,7 +189,11 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
             let request = console.request("KG.NEWKEY").word(org).word(label).option("PREFIX", prefix);
             issued(console, &console.ask(request.with(|r| grants.add(r))).await?)
         }
-        Verb::Show { id } => console.show(console.request("KG.GETKEY").word(id)).await,
+        Verb::Show { id } => {
+            let record = console.ask(console.request("KG.GETKEY").word(id)).await?;
+            Kind::Api.expect(&record)?;
+            console.out.record(&record)
+        }
         Verb::List { filters, listing } => {
             let request = || filters.add(console.request("KG.LISTKEYS").word("TYPE").word("api"));
             console.out.table(&COLUMNS, &listing.rows(console, request).await?)
@@ -196,6 +202,7 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
             console.value(filters.add(console.request("KG.COUNTKEYS").word("TYPE").word("api"))).await
         }
         Verb::Set { id, label, active, grants, clear } => {
+            console.expect_type(slice::from_ref(&id), Kind::Api).await?;
             let request = console.request("KG.SETKEY").word(id).option("NAME", label).option("ACTIVE", active);
             console.change(request.with(|r| grants.add(r)).each("CLEAR", clear)).await
         }
@@ -214,7 +221,7 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
         }
         Verb::Check(call) => call.judge(console, "KG.CHECK").await,
         Verb::Auth(call) => call.judge(console, "KG.AUTH").await,
-        Verb::Delete(chosen) => chosen.delete(console, "api", Filters::add).await,
+        Verb::Delete(chosen) => chosen.delete(console, Kind::Api, Filters::add).await,
     }
 }
 

@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use crate::output::{cell, of};
 use crate::reply::Json;
 
-use super::Console;
+use super::{Console, Kind};
 
 /// What keys are allowed in a minute when nothing is said.
 const REQUESTS_PER_MINUTE: u32 = 60;
@@ -182,7 +182,7 @@ async fn revoke_key(console: &Console, prefix: &str) -> Result<(), Failure> {
     let key = if prefix.bytes().all(|byte| byte.is_ascii_digit()) {
         match console.ask(console.request("KG.GETKEY").word(prefix)).await {
             Err(failure) if is_missing(&failure) => None,
-            reply => Some(reply?),
+            reply => Some(reply?).filter(|record| Kind::Api.expect(record).is_ok()),
         }
     } else {
         let keys = all(console, &["KG.LISTKEYS", "TYPE", "api"]).await?;

@@ -7,8 +7,8 @@ use clap::{ArgAction, Args};
 use crate::failure::Failure;
 use crate::reply::Json;
 
-use super::Console;
 use super::request::Request;
+use super::{Console, Kind};
 
 /// `count window`, or `count window unit`, as LIMIT, QUOTA and SHARED take it.
 #[derive(Debug, Clone)]
@@ -215,16 +215,17 @@ impl<F: Args> Chosen<F> {
     pub async fn delete(
         &self,
         console: &Console,
-        kind: &str,
+        kind: Kind,
         add: impl Fn(&F, Request) -> Request,
     ) -> Result<(), Failure> {
         let request = console.request("KG.DELKEY");
-        let filters = add(&self.filters, Request::new("MATCH").word("TYPE").word(kind));
+        let filters = add(&self.filters, Request::new("MATCH").word("TYPE").word(kind.as_str()));
         let is_filtered = filters.command().args_iter().len() > 3;
         if is_filtered && !self.matching {
             return Err(Failure::Usage("filters go with --match, and with neither ids nor --all".to_owned()));
         }
         if !self.ids.is_empty() {
+            console.expect_type(&self.ids, kind).await?;
             // The module takes a hundred at a time.
             let mut deleted = 0;
             for ids in self.ids.chunks(100) {
@@ -237,9 +238,9 @@ impl<F: Args> Chosen<F> {
             if !is_filtered {
                 return Err(Failure::Usage("--match needs a filter; --all is all there are".to_owned()));
             }
-            add(&self.filters, request.word("MATCH").word("TYPE").word(kind))
+            add(&self.filters, request.word("MATCH").word("TYPE").word(kind.as_str()))
         } else {
-            request.word("ALL").word("TYPE").word(kind)
+            request.word("ALL").word("TYPE").word(kind.as_str())
         };
         console.out.value(&console.until_none(request).await?.into())
     }

@@ -1,5 +1,7 @@
 //! Vault keys: the secrets that you call others with.
 
+use std::slice;
+
 use clap::{Args, Subcommand};
 use redis::Value;
 
@@ -9,7 +11,7 @@ use crate::reply::json;
 
 use super::options::{Allowance, Chosen, Cost, Expiry, Limits, Listing, Origin, State};
 use super::request::Request;
-use super::{Console, secret};
+use super::{Console, Kind, secret};
 
 const COLUMNS: [&str; 10] =
     ["id", "name", "source", "login", "batch", "account", "status", "usable", "expires_at", "limits"];
@@ -220,13 +222,18 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
             console.value(fields.add(request)).await
         }
         Verb::Set { id, name, secret, active, unique, fields, clear } => {
+            console.expect_type(slice::from_ref(&id), Kind::Vault).await?;
             let secret = if secret { Some(secret::read("secret")?) } else { None };
             let request = console.request("KG.SETKEY").word(id).option("NAME", name);
             let request = request.option("SECRET", secret.as_ref().map(|secret| secret.as_slice()));
             let request = request.option("ACTIVE", active).flag("UNIQUE", unique);
             console.change(fields.add(request).each("CLEAR", clear)).await
         }
-        Verb::Show(which) => console.show(which.add(console.request("KG.GETKEY"))).await,
+        Verb::Show(which) => {
+            let record = console.ask(which.add(console.request("KG.GETKEY"))).await?;
+            Kind::Vault.expect(&record)?;
+            console.out.record(&record)
+        }
         Verb::Reveal(which) => {
             let reply = console.ask_raw(which.add(console.request("KG.REVEAL"))).await?;
             if console.out.json {
@@ -264,7 +271,7 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
             let request = console.request("KG.FEEDBACK").word(id).word(what).words(duration);
             console.value(request.option("REASON", reason).option("AT", at)).await
         }
-        Verb::Delete(chosen) => chosen.delete(console, "vault", Filters::add).await,
+        Verb::Delete(chosen) => chosen.delete(console, Kind::Vault, Filters::add).await,
     }
 }
 
