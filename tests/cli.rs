@@ -34,6 +34,9 @@ server_tests![
     no_secret_is_taken_as_an_argument,
     a_secret_comes_back_byte_by_byte,
     a_verb_keeps_to_its_own_kind_of_keys,
+    a_secret_comes_also_if_nobody_reads_the_words_about_it,
+    a_secret_that_is_no_text_is_whole_in_json,
+    a_token_is_shown_as_json_to_programs,
     a_closed_pipe_is_no_failure,
     a_secret_that_nobody_takes_is_told_of,
     a_wait_may_take_longer_than_an_answer,
@@ -279,6 +282,38 @@ fn a_verb_keeps_to_its_own_kind_of_keys(sut: &Sut) {
     assert_eq!(run(&server, &["vault", "delete", "3"], b"").stdout, b"1\n");
 }
 
+fn a_secret_comes_also_if_nobody_reads_the_words_about_it(sut: &Sut) {
+    let server = sut.server();
+    server.client().ok("KG.ADDORG acme shop");
+    server.client().ok("KG.ADDKEY acme openai sk-first-example-secret");
+    for words in [&["key", "new", "web", "--org", "shop"][..], &["vault", "acquire", "openai"]] {
+        let mut child = tool(&server).args(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stderr.take());
+        assert_eq!(lines(&child.wait_with_output().unwrap()), 1, "{words:?}");
+    }
+}
+
+/// JSON is text, and a secret need not be.
+fn a_secret_that_is_no_text_is_whole_in_json(sut: &Sut) {
+    let server = sut.server();
+    server.client().ok(args!["KG.ADDKEY", "acme", "openai", &[0xff_u8, 0, 0xfe]]);
+    let shown =
+        |words: &[&str]| -> serde_json::Value { serde_json::from_slice(&run(&server, words, b"").stdout).unwrap() };
+    assert_eq!(shown(&["vault", "reveal", "1", "--json"]), serde_json::json!({"secret_base64": "/wD+"}));
+    let acquired = shown(&["vault", "acquire", "openai", "--json"]);
+    assert_eq!((&acquired["code"], &acquired["secret_base64"]), (&"ACQUIRED".into(), &"/wD+".into()), "{acquired}");
+    assert!(acquired.get("secret").is_none(), "{acquired}");
+}
+
+fn a_token_is_shown_as_json_to_programs(sut: &Sut) {
+    let server = sut.server();
+    let new_token = ["token", "new", "--role", "write", "--name", "ci", "--json"];
+    let output = run(&server, &new_token, b"");
+    let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(shown["token"].as_str().unwrap().starts_with("kga_") && output.stderr.is_empty(), "{output:?}");
+    assert!(shown["line"].as_str().unwrap().starts_with("write ci sha256:"), "{output:?}");
+}
+
 fn a_closed_pipe_is_no_failure(sut: &Sut) {
     let server = sut.server();
     let mut c = server.client();
@@ -294,12 +329,28 @@ fn a_closed_pipe_is_no_failure(sut: &Sut) {
 fn a_secret_that_nobody_takes_is_told_of(sut: &Sut) {
     let server = sut.server();
     server.client().ok("KG.ADDORG acme shop");
-    for words in [&["key", "new", "web", "--org", "shop"][..], &["key", "new", "web", "--org", "shop", "--json"]] {
-        let mut child = tool(&server).args(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        drop(child.stdout.take());
-        let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(6), "{output:?}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains("nobody took the secret"), "{output:?}");
+    server.client().ok("KG.ADDKEY acme openai sk-first-example-secret");
+    let new_token = ["token", "new", "--role", "read", "--name"];
+    for words in [
+        &["key", "new", "web", "--org", "shop"][..],
+        &["key", "rotate", "3"],
+        &["create-key", "--org", "shop", "--label", "web"],
+        &["vault", "acquire", "openai"],
+        &["vault", "reveal", "2"],
+        &[&new_token[..], &["one"]].concat(),
+        &[&new_token[..], &["two", "--file", "tokens"]].concat(),
+    ] {
+        for json in [&[][..], &["--json"]] {
+            let mut command = tool(&server);
+            command.args(words).args(json).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            drop(child.stdout.take());
+            let output = child.wait_with_output().unwrap();
+            assert_eq!(output.status.code(), Some(6), "{words:?}: {output:?}");
+            let told = String::from_utf8_lossy(&output.stderr);
+            assert!(told.contains("nobody took the secret"), "{words:?}: {output:?}");
+            let _ = fs::remove_file(server.directory().join("tokens"));
+        }
     }
 }
 

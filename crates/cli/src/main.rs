@@ -22,6 +22,7 @@ use clap::Parser;
 
 use crate::cli::{Cli, Command};
 use crate::failure::Failure;
+use crate::output::Output;
 use crate::verbs::Console;
 
 fn main() -> ExitCode {
@@ -53,7 +54,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Keyring { verb } => verbs::keyring::run(&Console::at(&at)?, verb).await,
         Command::Store { verb } => verbs::store::run(&Console::at(&at)?, verb).await,
         Command::Serve(options) => serve::run(&at, options).await,
-        Command::Token(command) => token::run(&command),
+        Command::Token(command) => token::run(Output { json: at.json }, &command),
         Command::Completions(completions) => completions.print(),
         Command::Man(man) => man.print(),
         Command::KeyguardPython(verb) => verbs::keyguard_python::run(&Console::at(&at)?, verb).await,

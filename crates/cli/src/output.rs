@@ -123,7 +123,8 @@ impl Output {
             return line(&Json::from(rows).to_string());
         }
         if rows.is_empty() {
-            return self.note("there are none");
+            self.note("there are none");
+            return Ok(());
         }
         self.rows(columns, rows)
     }
@@ -170,7 +171,7 @@ impl Output {
         line(text)
     }
 
-    /// A secret, byte by byte, alone on standard output, so that it can be piped.
+    /// A secret, byte by byte, alone on standard output, so that it can be piped; or what holds one that is shown this once.
     ///
     /// # Errors
     /// What standard output refuses, also that nobody reads it: a secret that is shown once is lost then.
@@ -180,12 +181,9 @@ impl Output {
         write().map_err(|why| Failure::Io(io::Error::other(format!("nobody took the secret: {why}"))))
     }
 
-    /// A word to whoever looks on, on standard error.
-    ///
-    /// # Errors
-    /// What standard error refuses.
-    pub fn note(self, text: &str) -> Result<(), Failure> {
-        Ok(writeln!(anstream::stderr(), "{text}")?)
+    /// A word to whoever looks on, on standard error. That nobody does must not keep a secret from who reads standard output.
+    pub fn note(self, text: &str) {
+        let _ = writeln!(anstream::stderr(), "{text}");
     }
 }
 

@@ -233,6 +233,6 @@ fn issued(console: &Console, reply: &Json) -> Result<(), Failure> {
     if console.out.json {
         return console.out.secret(reply.to_string().as_bytes());
     }
-    console.out.note(&format!("key {id}, shown this once:"))?;
+    console.out.note(&format!("key {id}, shown this once:"));
     console.out.secret(raw.as_bytes())
 }

@@ -84,7 +84,8 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
                 "API KEY (save this — it won't be shown again!)",
                 width = rule.chars().count() - 2,
             );
-            console.out.done(&text, &reply)
+            let shown = if console.out.json { reply.to_string() } else { text };
+            console.out.secret(shown.as_bytes())
         }
         Verb::ListOrgs => list_orgs(console).await,
         Verb::ListKeys => list_keys(console).await,

@@ -2,12 +2,14 @@
 
 use std::slice;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
 use redis::Value;
 
 use crate::failure::Failure;
 use crate::output::cell;
-use crate::reply::json;
+use crate::reply::{Json, json};
 
 use super::options::{Allowance, Chosen, Cost, Expiry, Limits, Listing, Origin, State};
 use super::request::Request;
@@ -15,6 +17,9 @@ use super::{Console, Kind, secret};
 
 const COLUMNS: [&str; 10] =
     ["id", "name", "source", "login", "batch", "account", "status", "usable", "expires_at", "limits"];
+
+/// The field of KG.ACQUIRE that holds the secret.
+const SECRET: &str = "secret";
 
 /// What can be done with vault keys.
 #[derive(Debug, Subcommand)]
@@ -236,10 +241,15 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
         }
         Verb::Reveal(which) => {
             let reply = console.ask_raw(which.add(console.request("KG.REVEAL"))).await?;
-            if console.out.json {
-                return console.out.value(&json(reply));
+            let Value::BulkString(secret) = reply else { return Err(Failure::Strange("no secret")) };
+            if !console.out.json {
+                return console.out.secret(&secret);
             }
-            print_secret(console, &reply)
+            let shown = match secret_json(&secret) {
+                (SECRET, text) => text,
+                (name, encoded) => Json::from_iter([(name.to_owned(), encoded)]),
+            };
+            console.out.secret(shown.to_string().as_bytes())
         }
         Verb::Find => console.value(console.request("KG.FINDKEY").word(secret::read("secret")?.as_slice())).await,
         Verb::List { filters, listing } => {
@@ -275,33 +285,39 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
     }
 }
 
-fn print_secret(console: &Console, reply: &Value) -> Result<(), Failure> {
-    match reply {
-        Value::BulkString(bytes) => console.out.secret(bytes),
-        _ => Err(Failure::Strange("no secret")),
+/// A secret as JSON, and the name that it goes by. JSON is text: what is none comes in base64, under a name of its own, so that nobody
+/// takes one for the other.
+fn secret_json(secret: &[u8]) -> (&'static str, Json) {
+    match str::from_utf8(secret) {
+        Ok(text) => (SECRET, text.into()),
+        Err(_) => ("secret_base64", STANDARD.encode(secret).into()),
     }
 }
 
 /// The secret alone on standard output, with the words about it elsewhere.
 fn acquired(console: &Console, reply: Value) -> Result<(), Failure> {
-    let secret = match &reply {
-        Value::Map(pairs) => pairs.iter().find_map(|(name, value)| match name {
-            Value::BulkString(bytes) if bytes == b"secret" => Some(value.clone()),
-            _ => None,
-        }),
-        _ => return Err(Failure::Strange("no map")),
+    let Value::Map(mut pairs) = reply else { return Err(Failure::Strange("no map")) };
+    let at = pairs.iter().position(|(name, _)| matches!(name, Value::BulkString(name) if name == SECRET.as_bytes()));
+    let secret = match at.map(|at| pairs.swap_remove(at)) {
+        Some((_, Value::BulkString(secret))) => Some(secret),
+        Some(_) => return Err(Failure::Strange("no secret")),
+        None => None,
     };
-    let reply = json(reply);
+    let mut reply = json(Value::Map(pairs));
     if console.out.json {
-        console.out.value(&reply)?;
-        return if secret.is_some() { Ok(()) } else { Err(Failure::Answered) };
+        let Some(secret) = secret else { return console.out.value(&reply).and(Err(Failure::Answered)) };
+        let (name, secret) = secret_json(&secret);
+        if let Json::Object(fields) = &mut reply {
+            fields.insert(name.to_owned(), secret);
+        }
+        return console.out.secret(reply.to_string().as_bytes());
     }
     let fields = ["code", "id", "claimed_at_ms", "limit", "remaining", "reset_after_ms", "retry_after_ms"];
     let about = fields.iter().filter(|name| reply.get(name).is_some());
     let about: Vec<String> = about.map(|name| format!("{name} {}", cell(&reply, name))).collect();
-    console.out.note(&about.join(", "))?;
+    console.out.note(&about.join(", "));
     match secret {
-        Some(secret) => print_secret(console, &secret),
+        Some(secret) => console.out.secret(&secret),
         None => Err(Failure::Answered),
     }
 }
