@@ -37,6 +37,7 @@ server_tests![
     a_secret_comes_also_if_nobody_reads_the_words_about_it,
     a_secret_that_is_no_text_is_whole_in_json,
     a_token_is_shown_as_json_to_programs,
+    a_rekeying_that_fails_for_some_is_no_success,
     a_closed_pipe_is_no_failure,
     a_secret_that_nobody_takes_is_told_of,
     a_wait_may_take_longer_than_an_answer,
@@ -312,6 +313,32 @@ fn a_token_is_shown_as_json_to_programs(sut: &Sut) {
     let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(shown["token"].as_str().unwrap().starts_with("kga_") && output.stderr.is_empty(), "{output:?}");
     assert!(shown["line"].as_str().unwrap().starts_with("write ci sha256:"), "{output:?}");
+}
+
+fn a_rekeying_that_fails_for_some_is_no_success(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    for n in 1..=3 {
+        c.ok(args!["KG.ADDKEY", "acme", "openai", format!("sk-example-{n}")]);
+    }
+    // A record in another's place does not open.
+    c.ok("COPY {acme}:key:1 {acme}:key:2 REPLACE");
+    let old: serde_json::Value = serde_json::from_str(KEYRING).unwrap();
+    let mut both: serde_json::Value = serde_json::from_str(OTHER_KEYRING).unwrap();
+    both["keys"].as_array_mut().unwrap().insert(0, old["keys"][0].clone());
+    fs::write(server.keyring_file(), both.to_string()).unwrap();
+    assert!(run(&server, &["keyring", "reload"], b"").status.success());
+    for json in [&[][..], &["--json"]] {
+        let output = run(&server, &[&["keyring", "rekey"][..], json].concat(), b"");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(told.contains("1 vault keys did not open") && told.contains("keyring status"), "{told}");
+    }
+    assert_eq!(run(&server, &["vault", "delete", "2"], b"").stdout, b"1\n");
+    for words in [["keyring", "stop"], ["keyring", "rekey"]] {
+        let output = run(&server, &words, b"");
+        assert!(output.status.success(), "{words:?}: {output:?}");
+    }
 }
 
 fn a_closed_pipe_is_no_failure(sut: &Sut) {
