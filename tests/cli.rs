@@ -11,7 +11,7 @@ use std::process::{Output, Stdio};
 use trycmd::TestCases;
 
 use crate::harness::{
-    Client, Cluster, KEYRING, OTHER_KEYRING, Reply as _, Server, Sut, args, eventually, expect, free_port,
+    Client, Cluster, KEYRING, OTHER_KEYRING, Reply as _, Server, Sut, Terminal, args, eventually, expect, free_port,
     server_tests, tool, tool_path,
 };
 
@@ -38,6 +38,9 @@ server_tests![
     a_secret_that_is_no_text_is_whole_in_json,
     a_token_is_shown_as_json_to_programs,
     a_rekeying_that_fails_for_some_is_no_success,
+    much_is_deleted_only_by_who_says_yes,
+    filters_work_in_a_store_of_any_size,
+    what_fails_half_way_says_how_far_it_came,
     a_closed_pipe_is_no_failure,
     a_secret_that_nobody_takes_is_told_of,
     a_wait_may_take_longer_than_an_answer,
@@ -209,8 +212,8 @@ fn lists_go_on_to_their_end(sut: &Sut) {
         }
     }
     assert_eq!(lines(&run(&server, &["vault", "list", "--sort", "created_at desc"], b"")), 451);
-    assert_eq!(run(&server, &["vault", "delete", "--match", "--name", "openai"], b"").stdout, b"450\n");
-    assert_eq!(run(&server, &["key", "delete", "--all"], b"").stdout, b"450\n");
+    assert_eq!(run(&server, &["vault", "delete", "--match", "--name", "openai", "--yes"], b"").stdout, b"450\n");
+    assert_eq!(run(&server, &["key", "delete", "--all", "--yes"], b"").stdout, b"450\n");
 }
 
 fn no_secret_is_taken_as_an_argument(sut: &Sut) {
@@ -339,6 +342,65 @@ fn a_rekeying_that_fails_for_some_is_no_success(sut: &Sut) {
         let output = run(&server, &words, b"");
         assert!(output.status.success(), "{words:?}: {output:?}");
     }
+}
+
+fn much_is_deleted_only_by_who_says_yes(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    for n in 0..12 {
+        c.ok(args!["KG.ADDKEY", "acme", "openai", format!("sk-example-{n}")]);
+    }
+    let all = ["vault", "delete", "--all"];
+    let some = ["vault", "delete", "--match", "--name", "openai"];
+    for words in [&all[..], &some] {
+        let output = run(&server, words, b"yes\n");
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("--yes"), "{words:?}: {output:?}");
+    }
+    for (answer, code) in [("n", 1), ("", 1), ("y", 0)] {
+        assert_eq!(run(&server, &["vault", "count"], b"").stdout, b"12\n");
+        let mut terminal = Terminal::start(&server, &all);
+        terminal.answer("Delete 12 vault keys of the store acme? [y/N] ", answer);
+        assert_eq!(terminal.end(), code, "{answer:?}");
+    }
+    let mut terminal = Terminal::start(&server, &some);
+    terminal.expect("0");
+    assert_eq!(terminal.end(), 0, "there is nothing to ask about");
+    c.ok("KG.ADDKEY acme openai sk-example");
+    assert_eq!(run(&server, &[&some[..], &["--yes"]].concat(), b"").stdout, b"1\n");
+}
+
+/// The module looks at a thousand records a call.
+fn filters_work_in_a_store_of_any_size(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    for n in 0..2_500 {
+        let source = if n % 2_000 == 0 { "few" } else { "many" };
+        c.ok(args!["KG.ADDKEY", "acme", format!("vendor {n}"), format!("sk-example-{n}"), "SOURCE", source]);
+    }
+    c.refused("TOOMANY", "KG.COUNTKEYS acme TYPE vault SOURCE few");
+    assert_eq!(run(&server, &["vault", "count", "--source", "few"], b"").stdout, b"2\n");
+    assert_eq!(run(&server, &["vault", "count", "--source", "few", "--json"], b"").stdout, b"2\n");
+    let deleting = ["vault", "delete", "--match", "--source", "few", "--yes"];
+    assert_eq!(run(&server, &deleting, b"").stdout, b"2\n");
+    assert_eq!(run(&server, &["vault", "count"], b"").stdout, b"2498\n");
+}
+
+fn what_fails_half_way_says_how_far_it_came(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    for n in 0..150 {
+        c.ok(args!["KG.ADDKEY", "acme", "openai", format!("sk-example-{n}")]);
+    }
+    c.ok("HSET {acme}:key:120 r damaged");
+    let output = run(&server, &["vault", "delete", "--all", "--yes"], b"");
+    assert_eq!((output.status.code(), &*output.stdout), (Some(1), &b""[..]), "{output:?}");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.starts_with("100 were deleted before this:\nerror: "), "{told}");
+    let ids: Vec<String> = (101..=150).map(|id| id.to_string()).collect();
+    let words: Vec<&str> = ["vault", "delete"].into_iter().chain(ids.iter().map(String::as_str)).collect();
+    assert_eq!(run(&server, &words, b"").status.code(), Some(1));
+    assert_eq!(run(&server, &["vault", "count"], b"").stdout, b"50\n", "all ids are looked at before one is deleted");
 }
 
 fn a_closed_pipe_is_no_failure(sut: &Sut) {

@@ -2,6 +2,7 @@
 //! module checks it, and says what is wrong.
 
 pub mod complete;
+mod confirm;
 mod console;
 pub mod ip;
 pub mod key;

@@ -31,6 +31,14 @@ impl Kind {
         }
     }
 
+    /// One of them, in words.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Api => "API key",
+            Self::Vault => "vault key",
+        }
+    }
+
     /// Looks at what KG.GETKEY describes.
     ///
     /// # Errors
@@ -166,17 +174,39 @@ impl Console {
         self.out.done(&done, &reply)
     }
 
-    /// Repeats a command that does a part at a time until it answers 0; what all answers were together.
+    /// Repeats a command that does a part at a time until it answers 0; adds up what it answers, which stands also if it fails half
+    /// way.
     ///
     /// # Errors
     /// What is refused, or why there is no answer.
-    pub async fn until_none(&self, request: Request) -> Result<u64, Failure> {
-        let mut all = 0;
+    pub async fn until_none(&self, request: Request, all: &mut u64) -> Result<(), Failure> {
         loop {
             match self.server.ask(request.command()).await?.as_u64() {
-                Some(0) => return Ok(all),
-                Some(some) => all += some,
+                Some(0) => return Ok(()),
+                Some(some) => *all += some,
                 None => return Err(Failure::Strange("no number")),
+            }
+        }
+    }
+
+    /// All key records that filters fit.
+    ///
+    /// # Errors
+    /// What is refused, or why there is no answer.
+    pub async fn list_keys(&self, filters: impl Fn(Request) -> Request) -> Result<Vec<Json>, Failure> {
+        self.pages_by_id(|| filters(self.request("KG.LISTKEYS")), None).await
+    }
+
+    /// How many key records filters fit: where they are too many for the module to look at in one call, page by page.
+    ///
+    /// # Errors
+    /// What is refused, or why there is no answer.
+    pub async fn count_keys(&self, filters: impl Fn(Request) -> Request) -> Result<usize, Failure> {
+        match self.ask(filters(self.request("KG.COUNTKEYS"))).await {
+            Err(failure) if failure.code() == Some("TOOMANY") => Ok(self.list_keys(filters).await?.len()),
+            count => {
+                let count = count?.as_u64().and_then(|count| count.try_into().ok());
+                count.ok_or(Failure::Strange("no number"))
             }
         }
     }

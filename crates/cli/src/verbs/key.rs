@@ -199,7 +199,8 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
             console.out.table(&COLUMNS, &listing.rows(console, request).await?)
         }
         Verb::Count { filters } => {
-            console.value(filters.add(console.request("KG.COUNTKEYS").word("TYPE").word("api"))).await
+            let count = console.count_keys(|request| filters.add(request.word("TYPE").word("api"))).await?;
+            console.out.value(&count.into())
         }
         Verb::Set { id, label, active, grants, clear } => {
             console.expect_type(slice::from_ref(&id), Kind::Api).await?;

@@ -5,10 +5,11 @@ use std::str::FromStr;
 use clap::{ArgAction, Args};
 
 use crate::failure::Failure;
+use crate::output::of;
 use crate::reply::Json;
 
 use super::request::Request;
-use super::{Console, Kind};
+use super::{Console, Kind, confirm};
 
 /// `count window`, or `count window unit`, as LIMIT, QUOTA and SHARED take it.
 #[derive(Debug, Clone)]
@@ -202,46 +203,72 @@ pub struct Chosen<F: Args> {
     #[arg(long, conflicts_with_all = ["ids", "matching"])]
     pub all: bool,
 
+    /// Do not ask whether all that --match or --all names is to go
+    #[arg(long)]
+    pub yes: bool,
+
     /// What must hold.
     #[command(flatten)]
     pub filters: F,
 }
 
 impl<F: Args> Chosen<F> {
-    /// Deletes them, as often as it takes; says how many there were.
+    /// Deletes them, as often as it takes; says how many there were, also if it fails half way.
     ///
     /// # Errors
-    /// What the module refuses, or why it does not answer.
+    /// What the module refuses, why it does not answer, or that nobody wants it.
     pub async fn delete(
         &self,
         console: &Console,
         kind: Kind,
         add: impl Fn(&F, Request) -> Request,
     ) -> Result<(), Failure> {
-        let request = console.request("KG.DELKEY");
-        let filters = add(&self.filters, Request::new("MATCH").word("TYPE").word(kind.as_str()));
-        let is_filtered = filters.command().args_iter().len() > 3;
+        let of_kind = |request: Request| add(&self.filters, request.word("TYPE").word(kind.as_str()));
+        let is_filtered = of_kind(Request::new("KG.LISTKEYS")).command().args_iter().len() > 3;
         if is_filtered && !self.matching {
             return Err(Failure::Usage("filters go with --match, and with neither ids nor --all".to_owned()));
         }
-        if !self.ids.is_empty() {
-            console.expect_type(&self.ids, kind).await?;
-            // The module takes a hundred at a time.
-            let mut deleted = 0;
-            for ids in self.ids.chunks(100) {
-                let reply = console.ask(console.request("KG.DELKEY").words(ids)).await?;
-                deleted += reply.as_u64().ok_or(Failure::Strange("no number"))?;
-            }
-            return console.out.value(&deleted.into());
+        if self.matching && !is_filtered {
+            return Err(Failure::Usage("--match needs a filter; --all is all there are".to_owned()));
         }
-        let request = if self.matching {
-            if !is_filtered {
-                return Err(Failure::Usage("--match needs a filter; --all is all there are".to_owned()));
+        if self.ids.is_empty() && !self.yes {
+            confirm::expect_somebody()?;
+            let count = console.count_keys(of_kind).await?;
+            if count == 0 {
+                return console.out.value(&count.into());
             }
-            add(&self.filters, request.word("MATCH").word("TYPE").word(kind.as_str()))
+            let some = if count == 1 { "" } else { "s" };
+            confirm::ask(&format!("Delete {count} {}{some} of the store {}?", kind.name(), console.store))?;
+        }
+        let mut deleted = 0;
+        let done = if self.ids.is_empty() {
+            let which = if self.matching { "MATCH" } else { "ALL" };
+            match console.until_none(of_kind(console.request("KG.DELKEY").word(which)), &mut deleted).await {
+                // A call looks only at so many records; if none of these matches, the others are found page by page.
+                Err(failure) if failure.code() == Some("TOOMANY") => {
+                    let found = console.list_keys(of_kind).await?;
+                    let ids: Vec<String> = found.iter().map(|record| of(record, "id").to_string()).collect();
+                    delete_ids(console, &ids, &mut deleted).await
+                }
+                done => done,
+            }
         } else {
-            request.word("ALL").word("TYPE").word(kind.as_str())
+            console.expect_type(&self.ids, kind).await?;
+            delete_ids(console, &self.ids, &mut deleted).await
         };
-        console.out.value(&console.until_none(request).await?.into())
+        if done.is_err() && deleted > 0 {
+            console.out.note(&format!("{deleted} were deleted before this:"));
+        }
+        done.and_then(|()| console.out.value(&deleted.into()))
     }
+}
+
+/// Deletes these, and counts them as they go.
+async fn delete_ids(console: &Console, ids: &[String], deleted: &mut u64) -> Result<(), Failure> {
+    // The module takes a hundred at a time.
+    for ids in ids.chunks(100) {
+        let reply = console.ask(console.request("KG.DELKEY").words(ids)).await?;
+        *deleted += reply.as_u64().ok_or(Failure::Strange("no number"))?;
+    }
+    Ok(())
 }

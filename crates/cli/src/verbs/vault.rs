@@ -257,7 +257,8 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
             console.out.table(&COLUMNS, &listing.rows(console, request).await?)
         }
         Verb::Count { filters } => {
-            console.value(filters.add(console.request("KG.COUNTKEYS").word("TYPE").word("vault"))).await
+            let count = console.count_keys(|request| filters.add(request.word("TYPE").word("vault"))).await?;
+            console.out.value(&count.into())
         }
         Verb::Usability { name } => {
             let reply = console.ask(console.request("KG.USABILITY").option("NAME", name)).await?;
