@@ -227,8 +227,7 @@ fn shown(name: &str, value: &Json) -> String {
         Json::Null => NOTHING.to_owned(),
         Json::String(text) if text.is_empty() => NOTHING.to_owned(),
         Json::String(text) if ALLOWANCES.contains(&name) => allowance(text),
-        // Whatever others put into a record must not move the cursor of who reads it.
-        Json::String(text) => text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect(),
+        Json::String(text) => text.chars().map(|c| if may_be_shown(c) { c } else { '\u{fffd}' }).collect(),
         Json::Number(number) => match number.as_i64() {
             Some(0 | 1) if TRUTHS.contains(&name) => if number.as_i64() == Some(1) { "yes" } else { "no" }.to_owned(),
             Some(ms) if TIMES.contains(&name) => time(ms).unwrap_or_else(|| number.to_string()),
@@ -243,6 +242,12 @@ fn shown(name: &str, value: &Json) -> String {
             map.iter().map(|(name, value)| format!("{name} {}", shown(name, value))).collect::<Vec<_>>().join(", ")
         }
     }
+}
+
+/// Whatever others put into a record must not move the cursor of who reads it, nor turn the order of a line round.
+fn may_be_shown(c: char) -> bool {
+    let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    !c.is_control() && !turns
 }
 
 /// A limit or quota as the option takes it.
@@ -262,4 +267,22 @@ fn allowance(text: &str) -> String {
 fn time(ms: i64) -> Option<String> {
     let zoned = Timestamp::from_millisecond(ms).ok()?.to_zoned(TimeZone::system());
     Some(zoned.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+    use crate::reply::Json;
+
+    #[test]
+    fn text_of_records_cannot_disguise_a_row() {
+        for (text, expected) in [
+            ("caf\u{e9} \u{5e9}\u{5dc}\u{5d5}\u{5dd}", "caf\u{e9} \u{5e9}\u{5dc}\u{5d5}\u{5dd}"),
+            ("a\u{1b}[2J\n", "a\u{fffd}[2J\u{fffd}"),
+            ("a\u{202e}b\u{202c}", "a\u{fffd}b\u{fffd}"),
+            ("\u{61c}\u{200e}\u{200f}\u{202a}\u{2066}\u{2069}", "\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}"),
+        ] {
+            assert_eq!(shown("label", &Json::from(text)), expected, "{text:?}");
+        }
+    }
 }
