@@ -67,7 +67,7 @@ pub enum Verb {
     Reveal(Which),
     /// Print the ids of the keys that have a secret
     ///
-    /// The secret is read from standard input, or asked for without echo.
+    /// The secret is read from standard input, or asked for without echo. Exit code 1 if none has it.
     Find,
     /// List keys
     List {
@@ -251,7 +251,12 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
             };
             console.out.secret(shown.to_string().as_bytes())
         }
-        Verb::Find => console.value(console.request("KG.FINDKEY").word(secret::read("secret")?.as_slice())).await,
+        Verb::Find => {
+            let secret = secret::read("secret")?;
+            let ids = console.ask(console.request("KG.FINDKEY").word(secret.as_slice())).await?;
+            console.out.value(&ids)?;
+            if ids.as_array().is_some_and(Vec::is_empty) { Err(Failure::Answered) } else { Ok(()) }
+        }
         Verb::List { filters, listing } => {
             let request = || filters.add(console.request("KG.LISTKEYS").word("TYPE").word("vault"));
             console.out.table(&COLUMNS, &listing.rows(console, request).await?)
