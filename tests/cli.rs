@@ -41,6 +41,7 @@ server_tests![
     much_is_deleted_only_by_who_says_yes,
     filters_work_in_a_store_of_any_size,
     what_fails_half_way_says_how_far_it_came,
+    a_server_that_is_not_ready_is_told_of,
     a_closed_pipe_is_no_failure,
     a_secret_that_nobody_takes_is_told_of,
     a_wait_may_take_longer_than_an_answer,
@@ -401,6 +402,25 @@ fn what_fails_half_way_says_how_far_it_came(sut: &Sut) {
     let words: Vec<&str> = ["vault", "delete"].into_iter().chain(ids.iter().map(String::as_str)).collect();
     assert_eq!(run(&server, &words, b"").status.code(), Some(1));
     assert_eq!(run(&server, &["vault", "count"], b"").stdout, b"50\n", "all ids are looked at before one is deleted");
+}
+
+fn a_server_that_is_not_ready_is_told_of(sut: &Sut) {
+    let primary = sut.server();
+    let told = |server: &Server, words: &[&str]| {
+        let output = run(server, words, b"");
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        (output.status.code().unwrap(), stdout, String::from_utf8(output.stderr).unwrap())
+    };
+    let replica = sut.setup().replica_of(&primary).start();
+    primary.wait_for(&replica);
+    let (code, stdout, _) = told(&replica, &["init"]);
+    assert!(code == 1 && stdout.contains("a replica") && !stdout.contains("keyring"), "{stdout}");
+    let bare = sut.setup().module_arguments(&[]).start();
+    let (code, stdout, stderr) = told(&bare, &["init", "--json"]);
+    assert!(code == 1 && stdout.is_empty() && stderr.contains("no keyring") && !stderr.contains("replica"), "{stderr}");
+    let making = sut.setup().keyring_to_be_made("yes").start();
+    assert_eq!(told(&making, &["init"]).0, 0, "the first key makes its keyring");
+    assert_eq!(told(&primary, &["init"]).0, 0);
 }
 
 fn a_closed_pipe_is_no_failure(sut: &Sut) {
