@@ -11,8 +11,8 @@ use std::process::{Output, Stdio};
 use trycmd::TestCases;
 
 use crate::harness::{
-    Client, Cluster, KEYRING, OTHER_KEYRING, Reply as _, Server, Sut, Terminal, args, eventually, expect, free_port,
-    server_tests, tool, tool_path,
+    Client, Cluster, KEYRING, OTHER_KEYRING, Reply as _, Server, Sut, Terminal, args, contains, eventually, expect,
+    free_port, server_tests, tool, tool_path,
 };
 
 server_tests![
@@ -229,8 +229,17 @@ fn no_secret_is_taken_as_an_argument(sut: &Sut) {
         &["key", "auth", secret],
         &["key", "revoke", "--key", secret],
         &["completions", "bash", secret],
+        &["vault", "set", "1", "--secret=sk-first-example-secret"],
+        &["vault", "add", "openai", "--password=sk-first-example-secret"],
+        &["vault", "add", "openai", "-sk-first-example-secret"],
+        &["vault", secret],
+        &[secret],
     ] {
-        assert_eq!(run(&server, words, b"").status.code(), Some(2), "{words:?}");
+        let output = run(&server, words, b"");
+        assert_eq!(output.status.code(), Some(2), "{words:?}");
+        let said = [output.stdout, output.stderr].concat();
+        assert!(!contains(&said, b"first-example"), "{words:?}: {}", String::from_utf8_lossy(&said));
+        assert!(contains(&said, b"--help"), "{words:?}: {}", String::from_utf8_lossy(&said));
     }
     for words in [&["vault", "add", "openai"][..], &["vault", "find"], &["key", "check"]] {
         let output = run(&server, words, b"\n");

@@ -26,7 +26,7 @@ use crate::output::Output;
 use crate::verbs::Console;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| cli::without_values(error).exit());
     let done = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     match done.map_err(Failure::from).and_then(|runtime| runtime.block_on(run(cli))) {
         Ok(()) => ExitCode::SUCCESS,
