@@ -8,6 +8,7 @@ use crate::output::{Output, of};
 use crate::reply::Json;
 use crate::server::Server;
 
+use super::options::Filters;
 use super::request::Request;
 
 /// As many records as the module gives at a time.
@@ -96,6 +97,16 @@ impl Console {
         self.server.ask(request.command()).await
     }
 
+    /// Asks for the record of a key of this kind, and shows it.
+    ///
+    /// # Errors
+    /// `NOSUCH` for a key of the other kind, what is refused, or why there is no answer.
+    pub async fn show_key(&self, request: Request, kind: Kind) -> Result<(), Failure> {
+        let record = self.ask(request).await?;
+        kind.expect(&record)?;
+        self.out.record(&record)
+    }
+
     /// What the module answers, byte by byte: for secrets.
     ///
     /// # Errors
@@ -112,12 +123,13 @@ impl Console {
         self.node.ask(request.command()).await
     }
 
-    /// What the module answers, however long it takes.
+    /// What the module answers, byte by byte, to a command that may be asked to wait: with `BLOCK wait` however long it takes.
     ///
     /// # Errors
     /// What it refuses, or why there is no answer.
-    pub async fn ask_patiently(&self, request: Request) -> Result<Value, Failure> {
-        self.patient.ask_raw(request.command()).await
+    pub async fn ask_waiting(&self, request: Request, wait: Option<String>) -> Result<Value, Failure> {
+        let server = if wait.is_some() { &self.patient } else { &self.server };
+        server.ask_raw(request.option("BLOCK", wait).command()).await
     }
 
     /// Asks, and shows a map.
@@ -193,16 +205,16 @@ impl Console {
     ///
     /// # Errors
     /// What is refused, or why there is no answer.
-    pub async fn list_keys(&self, filters: impl Fn(Request) -> Request) -> Result<Vec<Json>, Failure> {
-        self.pages_by_id(|| filters(self.request("KG.LISTKEYS")), None).await
+    pub async fn list_keys(&self, filters: &impl Filters) -> Result<Vec<Json>, Failure> {
+        self.pages_by_id(|| filters.add_all(self.request("KG.LISTKEYS")), None).await
     }
 
     /// How many key records filters fit: where they are too many for the module to look at in one call, page by page.
     ///
     /// # Errors
     /// What is refused, or why there is no answer.
-    pub async fn count_keys(&self, filters: impl Fn(Request) -> Request) -> Result<usize, Failure> {
-        match self.ask(filters(self.request("KG.COUNTKEYS"))).await {
+    pub async fn count_keys(&self, filters: &impl Filters) -> Result<usize, Failure> {
+        match self.ask(filters.add_all(self.request("KG.COUNTKEYS"))).await {
             Err(failure) if failure.code() == Some("TOOMANY") => Ok(self.list_keys(filters).await?.len()),
             count => {
                 let count = count?.as_u64().and_then(|count| count.try_into().ok());
@@ -219,10 +231,7 @@ impl Console {
         let mut all = Vec::new();
         let mut after = Json::from(0);
         loop {
-            let count = max.map_or(PAGE, |max| PAGE.min(max.saturating_sub(all.len())));
-            if count == 0 {
-                return Ok(all);
-            }
+            let Some(count) = next_page(max, all.len()) else { return Ok(all) };
             let request = request().word("AFTER").word(after.to_string()).word("COUNT").word(count);
             let mut page = array(self.ask(request).await?)?;
             let full = page.len() == count;
@@ -255,10 +264,7 @@ impl Console {
     ) -> Result<Vec<Json>, Failure> {
         let mut all = Vec::new();
         loop {
-            let count = max.map_or(PAGE, |max| PAGE.min(max.saturating_sub(all.len())));
-            if count == 0 {
-                return Ok(all);
-            }
+            let Some(count) = next_page(max, all.len()) else { return Ok(all) };
             let mut page = array(self.ask(request().word("LIMIT").word(all.len()).word(count)).await?)?;
             let full = page.len() == count;
             all.append(&mut page);
@@ -299,6 +305,12 @@ impl Console {
             }
         }
     }
+}
+
+/// How many maps the next page is to have after so many; none, if these are enough.
+fn next_page(max: Option<usize>, so_far: usize) -> Option<usize> {
+    let count = max.map_or(PAGE, |max| PAGE.min(max.saturating_sub(so_far)));
+    (count > 0).then_some(count)
 }
 
 fn array(reply: Json) -> Result<Vec<Json>, Failure> {

@@ -10,7 +10,7 @@ use crate::reply::Json;
 
 use super::options::{Chosen, Cost, Expiry, Limits, Listing, Quotas, State};
 use super::request::Request;
-use super::{Console, Kind, secret};
+use super::{Console, Kind, options, secret};
 
 const COLUMNS: [&str; 9] = ["id", "label", "org", "start", "status", "scopes", "limits", "last_used_at", "expires_at"];
 
@@ -138,7 +138,9 @@ pub struct Filters {
     state: State,
 }
 
-impl Filters {
+impl options::Filters for Filters {
+    const KIND: Kind = Kind::Api;
+
     fn add(&self, request: Request) -> Request {
         let request = request.option("NAME", self.label.as_deref()).option("ORG", self.org.as_deref());
         self.state.add(request)
@@ -189,19 +191,9 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
             let request = console.request("KG.NEWKEY").word(org).word(label).option("PREFIX", prefix);
             issued(console, &console.ask(request.with(|r| grants.add(r))).await?)
         }
-        Verb::Show { id } => {
-            let record = console.ask(console.request("KG.GETKEY").word(id)).await?;
-            Kind::Api.expect(&record)?;
-            console.out.record(&record)
-        }
-        Verb::List { filters, listing } => {
-            let request = || filters.add(console.request("KG.LISTKEYS").word("TYPE").word("api"));
-            console.out.table(&COLUMNS, &listing.rows(console, request).await?)
-        }
-        Verb::Count { filters } => {
-            let count = console.count_keys(|request| filters.add(request.word("TYPE").word("api"))).await?;
-            console.out.value(&count.into())
-        }
+        Verb::Show { id } => console.show_key(console.request("KG.GETKEY").word(id), Kind::Api).await,
+        Verb::List { filters, listing } => console.out.table(&COLUMNS, &listing.rows(console, &filters).await?),
+        Verb::Count { filters } => console.out.value(&console.count_keys(&filters).await?.into()),
         Verb::Set { id, label, active, grants, clear } => {
             console.expect_type(slice::from_ref(&id), Kind::Api).await?;
             let request = console.request("KG.SETKEY").word(id).option("NAME", label).option("ACTIVE", active);
@@ -222,7 +214,7 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
         }
         Verb::Check(call) => call.judge(console, "KG.CHECK").await,
         Verb::Auth(call) => call.judge(console, "KG.AUTH").await,
-        Verb::Delete(chosen) => chosen.delete(console, Kind::Api, Filters::add).await,
+        Verb::Delete(chosen) => chosen.delete(console).await,
     }
 }
 

@@ -154,6 +154,20 @@ impl State {
     }
 }
 
+/// Which keys of one kind.
+pub trait Filters: Args {
+    /// The kind.
+    const KIND: Kind;
+
+    /// What must hold beside the kind.
+    fn add(&self, request: Request) -> Request;
+
+    /// TYPE, and what must hold.
+    fn add_all(&self, request: Request) -> Request {
+        self.add(request.word("TYPE").word(Self::KIND.as_str()))
+    }
+}
+
 /// How a list is ordered, and how long it gets.
 #[derive(Debug, Args)]
 pub struct Listing {
@@ -174,11 +188,12 @@ pub struct Max {
 }
 
 impl Listing {
-    /// All records, or the first so many, in the order that is asked for.
+    /// All records that filters fit, or the first so many, in the order that is asked for.
     ///
     /// # Errors
     /// What the module refuses, or why it does not answer.
-    pub async fn rows(&self, console: &Console, request: impl Fn() -> Request) -> Result<Vec<Json>, Failure> {
+    pub async fn rows(&self, console: &Console, filters: &impl Filters) -> Result<Vec<Json>, Failure> {
+        let request = || filters.add_all(console.request("KG.LISTKEYS"));
         if self.sort.is_empty() {
             return console.pages_by_id(request, self.max.max).await;
         }
@@ -190,7 +205,7 @@ impl Listing {
 
 /// Which records are to be deleted.
 #[derive(Debug, Args)]
-pub struct Chosen<F: Args> {
+pub struct Chosen<F: Filters> {
     /// Their ids
     #[arg(value_name = "ID", required_unless_present_any = ["matching", "all"])]
     pub ids: Vec<String>,
@@ -212,19 +227,13 @@ pub struct Chosen<F: Args> {
     pub filters: F,
 }
 
-impl<F: Args> Chosen<F> {
+impl<F: Filters> Chosen<F> {
     /// Deletes them, as often as it takes; says how many there were, also if it fails half way.
     ///
     /// # Errors
     /// What the module refuses, why it does not answer, or that nobody wants it.
-    pub async fn delete(
-        &self,
-        console: &Console,
-        kind: Kind,
-        add: impl Fn(&F, Request) -> Request,
-    ) -> Result<(), Failure> {
-        let of_kind = |request: Request| add(&self.filters, request.word("TYPE").word(kind.as_str()));
-        let is_filtered = of_kind(Request::new("KG.LISTKEYS")).command().args_iter().len() > 3;
+    pub async fn delete(&self, console: &Console) -> Result<(), Failure> {
+        let is_filtered = self.filters.add(Request::new("KG.DELKEY")).command().args_iter().len() > 1;
         if is_filtered && !self.matching {
             return Err(Failure::Usage("filters go with --match, and with neither ids nor --all".to_owned()));
         }
@@ -233,27 +242,28 @@ impl<F: Args> Chosen<F> {
         }
         if self.ids.is_empty() && !self.yes {
             confirm::expect_somebody()?;
-            let count = console.count_keys(of_kind).await?;
+            let count = console.count_keys(&self.filters).await?;
             if count == 0 {
                 return console.out.value(&count.into());
             }
             let some = if count == 1 { "" } else { "s" };
-            confirm::ask(&format!("Delete {count} {}{some} of the store {}?", kind.name(), console.store))?;
+            confirm::ask(&format!("Delete {count} {}{some} of the store {}?", F::KIND.name(), console.store))?;
         }
         let mut deleted = 0;
         let done = if self.ids.is_empty() {
             let which = if self.matching { "MATCH" } else { "ALL" };
-            match console.until_none(of_kind(console.request("KG.DELKEY").word(which)), &mut deleted).await {
+            let request = self.filters.add_all(console.request("KG.DELKEY").word(which));
+            match console.until_none(request, &mut deleted).await {
                 // A call looks only at so many records; if none of these matches, the others are found page by page.
                 Err(failure) if failure.code() == Some("TOOMANY") => {
-                    let found = console.list_keys(of_kind).await?;
+                    let found = console.list_keys(&self.filters).await?;
                     let ids: Vec<String> = found.iter().map(|record| of(record, "id").to_string()).collect();
                     delete_ids(console, &ids, &mut deleted).await
                 }
                 done => done,
             }
         } else {
-            console.expect_type(&self.ids, kind).await?;
+            console.expect_type(&self.ids, F::KIND).await?;
             delete_ids(console, &self.ids, &mut deleted).await
         };
         if done.is_err() && deleted > 0 {

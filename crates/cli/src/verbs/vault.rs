@@ -13,7 +13,7 @@ use crate::reply::{Json, json};
 
 use super::options::{Allowance, Chosen, Cost, Expiry, Limits, Listing, Origin, State};
 use super::request::Request;
-use super::{Console, Kind, secret};
+use super::{Console, Kind, options, secret};
 
 const COLUMNS: [&str; 10] =
     ["id", "name", "source", "login", "batch", "account", "status", "usable", "expires_at", "limits"];
@@ -190,7 +190,9 @@ pub struct Filters {
     state: State,
 }
 
-impl Filters {
+impl options::Filters for Filters {
+    const KIND: Kind = Kind::Vault;
+
     fn add(&self, request: Request) -> Request {
         let request = request.option("NAME", self.name.as_deref()).with(|r| self.origin.add(r));
         self.state.add(request.option("ACCOUNT", self.account.as_deref()))
@@ -234,11 +236,7 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
             let request = request.option("ACTIVE", active).flag("UNIQUE", unique);
             console.change(fields.add(request).each("CLEAR", clear)).await
         }
-        Verb::Show(which) => {
-            let record = console.ask(which.add(console.request("KG.GETKEY"))).await?;
-            Kind::Vault.expect(&record)?;
-            console.out.record(&record)
-        }
+        Verb::Show(which) => console.show_key(which.add(console.request("KG.GETKEY")), Kind::Vault).await,
         Verb::Reveal(which) => {
             let reply = console.ask_raw(which.add(console.request("KG.REVEAL"))).await?;
             let Value::BulkString(secret) = reply else { return Err(Failure::Strange("no secret")) };
@@ -257,14 +255,8 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
             console.out.value(&ids)?;
             if ids.as_array().is_some_and(Vec::is_empty) { Err(Failure::Answered) } else { Ok(()) }
         }
-        Verb::List { filters, listing } => {
-            let request = || filters.add(console.request("KG.LISTKEYS").word("TYPE").word("vault"));
-            console.out.table(&COLUMNS, &listing.rows(console, request).await?)
-        }
-        Verb::Count { filters } => {
-            let count = console.count_keys(|request| filters.add(request.word("TYPE").word("vault"))).await?;
-            console.out.value(&count.into())
-        }
+        Verb::List { filters, listing } => console.out.table(&COLUMNS, &listing.rows(console, &filters).await?),
+        Verb::Count { filters } => console.out.value(&console.count_keys(&filters).await?.into()),
         Verb::Usability { name } => {
             let reply = console.ask(console.request("KG.USABILITY").option("NAME", name)).await?;
             let columns = ["name", "source", "login", "batch", "total", "active", "expired", "usable", "expires_at"];
@@ -274,11 +266,7 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
         Verb::Acquire { name, origin, limits, cost, order, block } => {
             let request = console.request("KG.ACQUIRE").word(name).with(|r| origin.add(r)).with(|r| limits.add(r));
             let request = request.each_of("COST", &cost).option("ORDER", order);
-            let reply = match block {
-                Some(wait) => console.ask_patiently(request.word("BLOCK").word(wait)).await?,
-                None => console.ask_raw(request).await?,
-            };
-            acquired(console, reply)
+            acquired(console, console.ask_waiting(request, block).await?)
         }
         Verb::Settle { id, at, cost } => {
             console.value(console.request("KG.SETTLE").word(id).word("AT").word(at).each_of("COST", &cost)).await
@@ -287,7 +275,7 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
             let request = console.request("KG.FEEDBACK").word(id).word(what).words(duration);
             console.value(request.option("REASON", reason).option("AT", at)).await
         }
-        Verb::Delete(chosen) => chosen.delete(console, Kind::Vault, Filters::add).await,
+        Verb::Delete(chosen) => chosen.delete(console).await,
     }
 }
 
