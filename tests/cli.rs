@@ -467,6 +467,8 @@ fn a_secret_that_nobody_takes_is_told_of(sut: &Sut) {
             assert_eq!(output.status.code(), Some(6), "{words:?}: {output:?}");
             let told = String::from_utf8_lossy(&output.stderr);
             assert!(told.contains("nobody took the secret"), "{words:?}: {output:?}");
+            let is_a_new_one = ["new", "rotate", "--org"].contains(&words[1]) && words[0] != "token";
+            assert_eq!(told.contains("rotate or delete it"), is_a_new_one, "{words:?}: {output:?}");
             let _ = fs::remove_file(server.directory().join("tokens"));
         }
     }

@@ -224,8 +224,17 @@ fn issued(console: &Console, reply: &Json) -> Result<(), Failure> {
         return Err(Failure::Strange("no key"));
     };
     if console.out.json {
-        return console.out.secret(reply.to_string().as_bytes());
+        return hand_over(console, id, &reply.to_string());
     }
     console.out.note(&format!("key {id}, shown this once:"));
-    console.out.secret(raw.as_bytes())
+    hand_over(console, id, raw)
+}
+
+/// Shows what holds a new raw key. If nobody takes it, it says which key now has a secret that nobody knows.
+///
+/// # Errors
+/// What standard output refuses.
+pub fn hand_over(console: &Console, id: &Json, shown: &str) -> Result<(), Failure> {
+    let lost = |_: &Failure| console.out.note(&format!("key {id} has a secret that nobody knows: rotate or delete it"));
+    console.out.secret(shown.as_bytes()).inspect_err(lost)
 }

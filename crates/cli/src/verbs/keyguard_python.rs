@@ -7,8 +7,8 @@ use crate::failure::Failure;
 use crate::output::{cell, of};
 use crate::reply::Json;
 
-use super::Console;
 use super::request::Request;
+use super::{Console, key};
 
 /// What keys are allowed in a minute when nothing is said.
 const REQUESTS_PER_MINUTE: u32 = 60;
@@ -82,7 +82,7 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
                 }
                 reply => reply?,
             };
-            let Some([_, Json::String(raw)]) = reply.as_array().map(Vec::as_slice) else {
+            let Some([id, Json::String(raw)]) = reply.as_array().map(Vec::as_slice) else {
                 return Err(Failure::Strange("no key"));
             };
             let scopes: Vec<String> = scopes.iter().map(|scope| format!("'{scope}'")).collect();
@@ -95,7 +95,7 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
                 width = rule.chars().count() - 2,
             );
             let shown = if console.out.json { reply.to_string() } else { text };
-            console.out.secret(shown.as_bytes())
+            key::hand_over(console, id, &shown)
         }
         Verb::ListOrgs => list_orgs(console).await,
         Verb::ListKeys => list_keys(console).await,
