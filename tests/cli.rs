@@ -43,6 +43,7 @@ server_tests![
     what_fails_half_way_says_how_far_it_came,
     a_server_that_is_not_ready_is_told_of,
     a_closed_pipe_is_no_failure,
+    a_closed_pipe_makes_no_yes_of_a_no,
     a_secret_that_nobody_takes_is_told_of,
     a_wait_may_take_longer_than_an_answer,
     a_node_stands_for_its_cluster,
@@ -442,6 +443,24 @@ fn a_closed_pipe_is_no_failure(sut: &Sut) {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+fn a_closed_pipe_makes_no_yes_of_a_no(sut: &Sut) {
+    let server = sut.server();
+    server.client().ok("KG.ADDORG acme shop");
+    server.client().ok("KG.BLOCKIP acme 192.0.2.7");
+    server.client().ok("KG.CLAIM bucket 1 1h");
+    for words in
+        [&["ip", "check", "192.0.2.7"][..], &["limit", "remaining", "bucket", "1", "1h"], &["create-org", "shop"]]
+    {
+        for json in [&[][..], &["--json"]] {
+            let mut command = tool(&server);
+            command.args(words).args(json).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            drop(child.stdout.take());
+            assert_eq!(child.wait_with_output().unwrap().status.code(), Some(1), "{words:?} {json:?}");
+        }
+    }
 }
 
 fn a_secret_that_nobody_takes_is_told_of(sut: &Sut) {

@@ -195,8 +195,12 @@ pub fn show_failure(failure: &Failure) {
     }
 }
 
+/// Whoever read our output may have seen enough of it: what is asked is done all the same, and how it ended is the exit code.
 fn line(text: &str) -> Result<(), Failure> {
-    Ok(writeln!(anstream::stdout(), "{text}")?)
+    match writeln!(anstream::stdout(), "{text}") {
+        Err(why) if why.kind() != io::ErrorKind::BrokenPipe => Err(why.into()),
+        _ => Ok(()),
+    }
 }
 
 /// The field of that name, null if there is none.
