@@ -145,7 +145,10 @@ async fn missing(console: &Console) -> Result<Vec<&'static str>, Failure> {
         let is_made = console.ask_node(setting).await;
         // Then the first key that is issued makes it.
         if !is_made.is_ok_and(|settings| of(&settings, "keyguard.keyring-auto-create") == "yes") {
-            missing.push("the server has no keyring: make one (umask 077; head -c 32 /dev/urandom | base64 > FILE), and restart it with keyguard.keyring-file FILE");
+            missing.push(
+                "the server has no keyring: make one (umask 077; head -c 32 /dev/urandom | base64 > FILE), and restart it with \
+                 keyguard.keyring-file FILE",
+            );
         }
     }
     Ok(missing)
