@@ -123,13 +123,23 @@ impl Console {
         self.node.ask(request.command()).await
     }
 
-    /// What the module answers, byte by byte, to a command that may be asked to wait: with `BLOCK wait` however long it takes.
+    /// What the module answers, however long it takes.
+    ///
+    /// # Errors
+    /// What it refuses, or why there is no answer.
+    pub async fn ask_patiently(&self, request: Request) -> Result<Value, Failure> {
+        self.patient.ask_raw(request.command()).await
+    }
+
+    /// What the module answers to a command that may be told to wait, with `BLOCK wait`.
     ///
     /// # Errors
     /// What it refuses, or why there is no answer.
     pub async fn ask_waiting(&self, request: Request, wait: Option<String>) -> Result<Value, Failure> {
-        let server = if wait.is_some() { &self.patient } else { &self.server };
-        server.ask_raw(request.option("BLOCK", wait).command()).await
+        match wait {
+            Some(wait) => self.ask_patiently(request.word("BLOCK").word(wait)).await,
+            None => self.ask_raw(request).await,
+        }
     }
 
     /// Asks, and shows a map.
