@@ -11,8 +11,8 @@ use std::process::{Output, Stdio};
 use trycmd::TestCases;
 
 use crate::harness::{
-    Client, Cluster, KEYRING, OTHER_KEYRING, Reply as _, Server, Sut, args, eventually, expect, free_port,
-    server_tests, tool, tool_path,
+    Client, Cluster, KEYRING, OTHER_KEYRING, Reply as _, Server, Sut, Terminal, args, contains, eventually, expect,
+    free_port, server_tests, tool, tool_path,
 };
 
 server_tests![
@@ -33,7 +33,17 @@ server_tests![
     lists_go_on_to_their_end,
     no_secret_is_taken_as_an_argument,
     a_secret_comes_back_byte_by_byte,
+    a_verb_keeps_to_its_own_kind_of_keys,
+    a_secret_comes_also_if_nobody_reads_the_words_about_it,
+    a_secret_that_is_no_text_is_whole_in_json,
+    a_token_is_shown_as_json_to_programs,
+    a_rekeying_that_fails_for_some_is_no_success,
+    much_is_deleted_only_by_who_says_yes,
+    filters_work_in_a_store_of_any_size,
+    what_fails_half_way_says_how_far_it_came,
+    a_server_that_is_not_ready_is_told_of,
     a_closed_pipe_is_no_failure,
+    a_closed_pipe_makes_no_yes_of_a_no,
     a_secret_that_nobody_takes_is_told_of,
     a_wait_may_take_longer_than_an_answer,
     a_node_stands_for_its_cluster,
@@ -204,8 +214,8 @@ fn lists_go_on_to_their_end(sut: &Sut) {
         }
     }
     assert_eq!(lines(&run(&server, &["vault", "list", "--sort", "created_at desc"], b"")), 451);
-    assert_eq!(run(&server, &["vault", "delete", "--match", "--name", "openai"], b"").stdout, b"450\n");
-    assert_eq!(run(&server, &["key", "delete", "--all"], b"").stdout, b"450\n");
+    assert_eq!(run(&server, &["vault", "delete", "--match", "--name", "openai", "--yes"], b"").stdout, b"450\n");
+    assert_eq!(run(&server, &["key", "delete", "--all", "--yes"], b"").stdout, b"450\n");
 }
 
 fn no_secret_is_taken_as_an_argument(sut: &Sut) {
@@ -220,8 +230,17 @@ fn no_secret_is_taken_as_an_argument(sut: &Sut) {
         &["key", "auth", secret],
         &["key", "revoke", "--key", secret],
         &["completions", "bash", secret],
+        &["vault", "set", "1", "--secret=sk-first-example-secret"],
+        &["vault", "add", "openai", "--password=sk-first-example-secret"],
+        &["vault", "add", "openai", "-sk-first-example-secret"],
+        &["vault", secret],
+        &[secret],
     ] {
-        assert_eq!(run(&server, words, b"").status.code(), Some(2), "{words:?}");
+        let output = run(&server, words, b"");
+        assert_eq!(output.status.code(), Some(2), "{words:?}");
+        let said = [output.stdout, output.stderr].concat();
+        assert!(!contains(&said, b"first-example"), "{words:?}: {}", String::from_utf8_lossy(&said));
+        assert!(contains(&said, b"--help"), "{words:?}: {}", String::from_utf8_lossy(&said));
     }
     for words in [&["vault", "add", "openai"][..], &["vault", "find"], &["key", "check"]] {
         let output = run(&server, words, b"\n");
@@ -241,6 +260,179 @@ fn a_secret_comes_back_byte_by_byte(sut: &Sut) {
     }
 }
 
+fn a_verb_keeps_to_its_own_kind_of_keys(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    c.ok("KG.NEWKEY acme shop web");
+    c.ok("KG.ADDKEY acme openai sk-first-example-secret");
+    let mut records = || [2, 3].map(|id| format!("{:?}", c.ok(args!["KG.GETKEY", "acme", id])));
+    let before = records();
+    let [an_api_key, a_vault_key] =
+        ["no vault key has this id: an API key has", "no API key has this id: a vault key has"];
+    for (words, said) in [
+        (&["key", "show", "3"][..], a_vault_key),
+        (&["key", "set", "3", "--label", "site"], a_vault_key),
+        (&["key", "set", "3", "--active", "no"], a_vault_key),
+        (&["key", "delete", "3"], a_vault_key),
+        (&["key", "delete", "2", "3"], a_vault_key),
+        (&["key", "revoke", "3"], "no such API key"),
+        (&["key", "rotate", "3"], "no such API key"),
+        (&["vault", "show", "2", "--json"], an_api_key),
+        (&["vault", "set", "2", "--active", "no"], an_api_key),
+        (&["vault", "set", "2", "--secret"], an_api_key),
+        (&["vault", "delete", "3", "2"], an_api_key),
+        (&["vault", "reveal", "2"], "no such vault key"),
+        (&["vault", "feedback", "2", "rejected"], "no such vault key"),
+        (&["vault", "settle", "2", "--at", "1", "--cost", "1"], "no such vault key"),
+    ] {
+        let output = run(&server, words, b"sk-second-example-secret");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
+        assert!(output.stdout.is_empty() && told.contains("NOSUCH") && told.contains(said), "{words:?}: {output:?}");
+    }
+    assert_eq!(run(&server, &["revoke-key", "3"], b"").status.code(), Some(1));
+    assert_eq!(records(), before);
+    assert_eq!(run(&server, &["key", "delete", "2", "99"], b"").stdout, b"1\n");
+    assert_eq!(run(&server, &["vault", "delete", "3"], b"").stdout, b"1\n");
+}
+
+fn a_secret_comes_also_if_nobody_reads_the_words_about_it(sut: &Sut) {
+    let server = sut.server();
+    server.client().ok("KG.ADDORG acme shop");
+    server.client().ok("KG.ADDKEY acme openai sk-first-example-secret");
+    for words in [&["key", "new", "web", "--org", "shop"][..], &["vault", "acquire", "openai"]] {
+        let mut child = tool(&server).args(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stderr.take());
+        assert_eq!(lines(&child.wait_with_output().unwrap()), 1, "{words:?}");
+    }
+}
+
+/// JSON is text, and a secret need not be.
+fn a_secret_that_is_no_text_is_whole_in_json(sut: &Sut) {
+    let server = sut.server();
+    server.client().ok(args!["KG.ADDKEY", "acme", "openai", &[0xff_u8, 0, 0xfe]]);
+    let shown =
+        |words: &[&str]| -> serde_json::Value { serde_json::from_slice(&run(&server, words, b"").stdout).unwrap() };
+    assert_eq!(shown(&["vault", "reveal", "1", "--json"]), serde_json::json!({"secret_base64": "/wD+"}));
+    let acquired = shown(&["vault", "acquire", "openai", "--json"]);
+    assert_eq!((&acquired["code"], &acquired["secret_base64"]), (&"ACQUIRED".into(), &"/wD+".into()), "{acquired}");
+    assert!(acquired.get("secret").is_none(), "{acquired}");
+}
+
+fn a_token_is_shown_as_json_to_programs(sut: &Sut) {
+    let server = sut.server();
+    let new_token = ["token", "new", "--role", "write", "--name", "ci", "--json"];
+    let output = run(&server, &new_token, b"");
+    let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(shown["token"].as_str().unwrap().starts_with("kga_") && output.stderr.is_empty(), "{output:?}");
+    assert!(shown["line"].as_str().unwrap().starts_with("write ci sha256:"), "{output:?}");
+}
+
+fn a_rekeying_that_fails_for_some_is_no_success(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    for n in 1..=3 {
+        c.ok(args!["KG.ADDKEY", "acme", "openai", format!("sk-example-{n}")]);
+    }
+    // A record in another's place does not open.
+    c.ok("COPY {acme}:key:1 {acme}:key:2 REPLACE");
+    let old: serde_json::Value = serde_json::from_str(KEYRING).unwrap();
+    let mut both: serde_json::Value = serde_json::from_str(OTHER_KEYRING).unwrap();
+    both["keys"].as_array_mut().unwrap().insert(0, old["keys"][0].clone());
+    fs::write(server.keyring_file(), both.to_string()).unwrap();
+    assert!(run(&server, &["keyring", "reload"], b"").status.success());
+    for json in [&[][..], &["--json"]] {
+        let output = run(&server, &[&["keyring", "rekey"][..], json].concat(), b"");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(told.contains("1 vault keys did not open") && told.contains("keyring status"), "{told}");
+    }
+    assert_eq!(run(&server, &["vault", "delete", "2"], b"").stdout, b"1\n");
+    for words in [["keyring", "stop"], ["keyring", "rekey"]] {
+        let output = run(&server, &words, b"");
+        assert!(output.status.success(), "{words:?}: {output:?}");
+    }
+}
+
+fn much_is_deleted_only_by_who_says_yes(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    for n in 0..12 {
+        c.ok(args!["KG.ADDKEY", "acme", "openai", format!("sk-example-{n}")]);
+    }
+    let all = ["vault", "delete", "--all"];
+    let some = ["vault", "delete", "--match", "--name", "openai"];
+    for words in [&all[..], &some] {
+        let output = run(&server, words, b"yes\n");
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("--yes"), "{words:?}: {output:?}");
+    }
+    for (answer, code) in [("n", 1), ("", 1), ("y", 0)] {
+        assert_eq!(run(&server, &["vault", "count"], b"").stdout, b"12\n");
+        let mut terminal = Terminal::start(&server, &all);
+        terminal.answer("Delete 12 vault keys of the store acme? [y/N] ", answer);
+        assert_eq!(terminal.end(), code, "{answer:?}");
+    }
+    let mut terminal = Terminal::start(&server, &some);
+    terminal.expect("0");
+    assert_eq!(terminal.end(), 0, "there is nothing to ask about");
+    c.ok("KG.ADDKEY acme openai sk-example");
+    assert_eq!(run(&server, &[&some[..], &["--yes"]].concat(), b"").stdout, b"1\n");
+}
+
+/// The module looks at a thousand records a call.
+fn filters_work_in_a_store_of_any_size(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    for n in 0..2_500 {
+        let source = if n % 2_000 == 0 { "few" } else { "many" };
+        c.ok(args!["KG.ADDKEY", "acme", format!("vendor {n}"), format!("sk-example-{n}"), "SOURCE", source]);
+    }
+    c.refused("TOOMANY", "KG.COUNTKEYS acme TYPE vault SOURCE few");
+    assert_eq!(run(&server, &["vault", "count", "--source", "few"], b"").stdout, b"2\n");
+    assert_eq!(run(&server, &["vault", "count", "--source", "few", "--json"], b"").stdout, b"2\n");
+    let deleting = ["vault", "delete", "--match", "--source", "few", "--yes"];
+    assert_eq!(run(&server, &deleting, b"").stdout, b"2\n");
+    assert_eq!(run(&server, &["vault", "count"], b"").stdout, b"2498\n");
+}
+
+fn what_fails_half_way_says_how_far_it_came(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    for n in 0..150 {
+        c.ok(args!["KG.ADDKEY", "acme", "openai", format!("sk-example-{n}")]);
+    }
+    c.ok("HSET {acme}:key:120 r damaged");
+    let output = run(&server, &["vault", "delete", "--all", "--yes"], b"");
+    assert_eq!((output.status.code(), &*output.stdout), (Some(1), &b""[..]), "{output:?}");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.starts_with("100 were deleted before this:\nerror: "), "{told}");
+    let ids: Vec<String> = (101..=150).map(|id| id.to_string()).collect();
+    let words: Vec<&str> = ["vault", "delete"].into_iter().chain(ids.iter().map(String::as_str)).collect();
+    assert_eq!(run(&server, &words, b"").status.code(), Some(1));
+    assert_eq!(run(&server, &["vault", "count"], b"").stdout, b"50\n", "all ids are looked at before one is deleted");
+}
+
+fn a_server_that_is_not_ready_is_told_of(sut: &Sut) {
+    let primary = sut.server();
+    let told = |server: &Server, words: &[&str]| {
+        let output = run(server, words, b"");
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        (output.status.code().unwrap(), stdout, String::from_utf8(output.stderr).unwrap())
+    };
+    let replica = sut.setup().replica_of(&primary).start();
+    primary.wait_for(&replica);
+    let (code, stdout, _) = told(&replica, &["init"]);
+    assert!(code == 1 && stdout.contains("a replica") && !stdout.contains("keyring"), "{stdout}");
+    let bare = sut.setup().module_arguments(&[]).start();
+    let (code, stdout, stderr) = told(&bare, &["init", "--json"]);
+    assert!(code == 1 && stdout.is_empty() && stderr.contains("no keyring") && !stderr.contains("replica"), "{stderr}");
+    let making = sut.setup().keyring_to_be_made("yes").start();
+    assert_eq!(told(&making, &["init"]).0, 0, "the first key makes its keyring");
+    assert_eq!(told(&primary, &["init"]).0, 0);
+}
+
 fn a_closed_pipe_is_no_failure(sut: &Sut) {
     let server = sut.server();
     let mut c = server.client();
@@ -253,15 +445,51 @@ fn a_closed_pipe_is_no_failure(sut: &Sut) {
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }
 
+fn a_closed_pipe_makes_no_yes_of_a_no(sut: &Sut) {
+    let server = sut.server();
+    server.client().ok("KG.ADDORG acme shop");
+    server.client().ok("KG.BLOCKIP acme 192.0.2.7");
+    server.client().ok("KG.CLAIM bucket 1 1h");
+    for words in
+        [&["ip", "check", "192.0.2.7"][..], &["limit", "remaining", "bucket", "1", "1h"], &["create-org", "shop"]]
+    {
+        for json in [&[][..], &["--json"]] {
+            let mut command = tool(&server);
+            command.args(words).args(json).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            drop(child.stdout.take());
+            assert_eq!(child.wait_with_output().unwrap().status.code(), Some(1), "{words:?} {json:?}");
+        }
+    }
+}
+
 fn a_secret_that_nobody_takes_is_told_of(sut: &Sut) {
     let server = sut.server();
     server.client().ok("KG.ADDORG acme shop");
-    for words in [&["key", "new", "web", "--org", "shop"][..], &["key", "new", "web", "--org", "shop", "--json"]] {
-        let mut child = tool(&server).args(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        drop(child.stdout.take());
-        let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(6), "{output:?}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains("nobody took the secret"), "{output:?}");
+    server.client().ok("KG.ADDKEY acme openai sk-first-example-secret");
+    let new_token = ["token", "new", "--role", "read", "--name"];
+    for words in [
+        &["key", "new", "web", "--org", "shop"][..],
+        &["key", "rotate", "3"],
+        &["create-key", "--org", "shop", "--label", "web"],
+        &["vault", "acquire", "openai"],
+        &["vault", "reveal", "2"],
+        &[&new_token[..], &["one"]].concat(),
+        &[&new_token[..], &["two", "--file", "tokens"]].concat(),
+    ] {
+        for json in [&[][..], &["--json"]] {
+            let mut command = tool(&server);
+            command.args(words).args(json).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            drop(child.stdout.take());
+            let output = child.wait_with_output().unwrap();
+            assert_eq!(output.status.code(), Some(6), "{words:?}: {output:?}");
+            let told = String::from_utf8_lossy(&output.stderr);
+            assert!(told.contains("nobody took the secret"), "{words:?}: {output:?}");
+            let is_a_new_one = ["new", "rotate", "--org"].contains(&words[1]) && words[0] != "token";
+            assert_eq!(told.contains("rotate or delete it"), is_a_new_one, "{words:?}: {output:?}");
+            let _ = fs::remove_file(server.directory().join("tokens"));
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The grammar of the command line.
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 
 use crate::verbs::{complete, ip, key, keyguard_python, keyring, limit, org, snapshot, store, usage, vault};
@@ -135,6 +136,28 @@ pub enum Command {
     /// The commands of keyguard_python.
     #[command(flatten)]
     KeyguardPython(keyguard_python::Verb),
+}
+
+/// What is wrong with a command line, without the words that have no place in it: one of them may be a secret that was typed where none
+/// is taken, and what stands on standard error is kept in logs. A subcommand that is nearly one is shown.
+pub fn without_values(mut error: clap::Error) -> clap::Error {
+    match error.kind() {
+        ErrorKind::UnknownArgument => match error.remove(ContextKind::InvalidArg) {
+            Some(ContextValue::String(option)) if option.starts_with('-') => {
+                let name = option.split('=').next().unwrap_or_default().to_owned();
+                error.insert(ContextKind::InvalidArg, ContextValue::String(name));
+            }
+            _ => {}
+        },
+        ErrorKind::TooManyValues => {
+            error.insert(ContextKind::InvalidValue, ContextValue::String("...".to_owned()));
+        }
+        ErrorKind::InvalidSubcommand if error.get(ContextKind::SuggestedSubcommand).is_none() => {
+            error.remove(ContextKind::InvalidSubcommand);
+        }
+        _ => {}
+    }
+    error
 }
 
 #[cfg(test)]

@@ -22,10 +22,11 @@ use clap::Parser;
 
 use crate::cli::{Cli, Command};
 use crate::failure::Failure;
+use crate::output::Output;
 use crate::verbs::Console;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| cli::without_values(error).exit());
     let done = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     match done.map_err(Failure::from).and_then(|runtime| runtime.block_on(run(cli))) {
         Ok(()) => ExitCode::SUCCESS,
@@ -53,7 +54,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Keyring { verb } => verbs::keyring::run(&Console::at(&at)?, verb).await,
         Command::Store { verb } => verbs::store::run(&Console::at(&at)?, verb).await,
         Command::Serve(options) => serve::run(&at, options).await,
-        Command::Token(command) => token::run(&command),
+        Command::Token(command) => token::run(Output { json: at.json }, &command),
         Command::Completions(completions) => completions.print(),
         Command::Man(man) => man.print(),
         Command::KeyguardPython(verb) => verbs::keyguard_python::run(&Console::at(&at)?, verb).await,

@@ -123,7 +123,8 @@ impl Output {
             return line(&Json::from(rows).to_string());
         }
         if rows.is_empty() {
-            return self.note("there are none");
+            self.note("there are none");
+            return Ok(());
         }
         self.rows(columns, rows)
     }
@@ -170,7 +171,7 @@ impl Output {
         line(text)
     }
 
-    /// A secret, byte by byte, alone on standard output, so that it can be piped.
+    /// A secret, byte by byte, alone on standard output, so that it can be piped; or what holds one that is shown this once.
     ///
     /// # Errors
     /// What standard output refuses, also that nobody reads it: a secret that is shown once is lost then.
@@ -180,12 +181,9 @@ impl Output {
         write().map_err(|why| Failure::Io(io::Error::other(format!("nobody took the secret: {why}"))))
     }
 
-    /// A word to whoever looks on, on standard error.
-    ///
-    /// # Errors
-    /// What standard error refuses.
-    pub fn note(self, text: &str) -> Result<(), Failure> {
-        Ok(writeln!(anstream::stderr(), "{text}")?)
+    /// A word to whoever looks on, on standard error. That nobody does must not keep a secret from who reads standard output.
+    pub fn note(self, text: &str) {
+        let _ = writeln!(anstream::stderr(), "{text}");
     }
 }
 
@@ -197,8 +195,12 @@ pub fn show_failure(failure: &Failure) {
     }
 }
 
+/// Whoever read our output may have seen enough of it: what is asked is done all the same, and how it ended is the exit code.
 fn line(text: &str) -> Result<(), Failure> {
-    Ok(writeln!(anstream::stdout(), "{text}")?)
+    match writeln!(anstream::stdout(), "{text}") {
+        Err(why) if why.kind() != io::ErrorKind::BrokenPipe => Err(why.into()),
+        _ => Ok(()),
+    }
 }
 
 /// The field of that name, null if there is none.
@@ -229,8 +231,7 @@ fn shown(name: &str, value: &Json) -> String {
         Json::Null => NOTHING.to_owned(),
         Json::String(text) if text.is_empty() => NOTHING.to_owned(),
         Json::String(text) if ALLOWANCES.contains(&name) => allowance(text),
-        // Whatever others put into a record must not move the cursor of who reads it.
-        Json::String(text) => text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect(),
+        Json::String(text) => text.chars().map(|c| if may_be_shown(c) { c } else { '\u{fffd}' }).collect(),
         Json::Number(number) => match number.as_i64() {
             Some(0 | 1) if TRUTHS.contains(&name) => if number.as_i64() == Some(1) { "yes" } else { "no" }.to_owned(),
             Some(ms) if TIMES.contains(&name) => time(ms).unwrap_or_else(|| number.to_string()),
@@ -245,6 +246,12 @@ fn shown(name: &str, value: &Json) -> String {
             map.iter().map(|(name, value)| format!("{name} {}", shown(name, value))).collect::<Vec<_>>().join(", ")
         }
     }
+}
+
+/// Whatever others put into a record must not move the cursor of who reads it, nor turn the order of a line round.
+fn may_be_shown(c: char) -> bool {
+    let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    !c.is_control() && !turns
 }
 
 /// A limit or quota as the option takes it.
@@ -264,4 +271,22 @@ fn allowance(text: &str) -> String {
 fn time(ms: i64) -> Option<String> {
     let zoned = Timestamp::from_millisecond(ms).ok()?.to_zoned(TimeZone::system());
     Some(zoned.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+    use crate::reply::Json;
+
+    #[test]
+    fn text_of_records_cannot_disguise_a_row() {
+        for (text, expected) in [
+            ("caf\u{e9} \u{5e9}\u{5dc}\u{5d5}\u{5dd}", "caf\u{e9} \u{5e9}\u{5dc}\u{5d5}\u{5dd}"),
+            ("a\u{1b}[2J\n", "a\u{fffd}[2J\u{fffd}"),
+            ("a\u{202e}b\u{202c}", "a\u{fffd}b\u{fffd}"),
+            ("\u{61c}\u{200e}\u{200f}\u{202a}\u{2066}\u{2069}", "\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}"),
+        ] {
+            assert_eq!(shown("label", &Json::from(text)), expected, "{text:?}");
+        }
+    }
 }

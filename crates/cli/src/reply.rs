@@ -6,8 +6,8 @@ use serde_json::{Map, Number};
 /// JSON as serde has it; [`redis::Value`] is the other value.
 pub type Json = serde_json::Value;
 
-/// An answer as JSON, the names of maps in the order of the alphabet. Bytes that are no UTF-8, which only a revealed secret can be, are shown with
-/// replacement characters.
+/// An answer as JSON, the names of maps in the order of the alphabet. Bytes that are no UTF-8, which only a secret can be, are shown with
+/// replacement characters: whoever shows one takes the bytes.
 pub fn json(value: Value) -> Json {
     match value {
         Value::Nil => Json::Null,

@@ -16,11 +16,13 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::{Args, Subcommand, ValueEnum};
 use rand::TryRng as _;
 use rand::rngs::SysRng;
+use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 use zeroize::Zeroizing;
 
 use crate::failure::Failure;
+use crate::output::Output;
 
 /// What every token begins with, so that scanners of repositories can know one.
 const PREFIX: &str = "kga_";
@@ -38,6 +40,8 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make an admin token: it goes to standard output, this once, and its line for the file to standard error, or into the file.
+    ///
+    /// With --json both are fields of what goes to standard output: `token` and `line`.
     New(New),
 }
 
@@ -220,7 +224,7 @@ fn parse_line(line: &str) -> Option<Token> {
 ///
 /// # Errors
 /// A file that cannot be added to; then no token is shown.
-pub fn run(command: &Command) -> Result<(), Failure> {
+pub fn run(out: Output, command: &Command) -> Result<(), Failure> {
     let Command::New(new) = command;
     let mut random = Zeroizing::new([0; RANDOM_BYTES]);
     SysRng.try_fill_bytes(random.as_mut_slice()).map_err(io::Error::other)?;
@@ -229,10 +233,19 @@ pub fn run(command: &Command) -> Result<(), Failure> {
     // First what may fail: a token that no file knows would be of no use.
     match &new.file {
         Some(path) => add_line(path, &new.name, &line)?,
-        None => io::stderr().write_all(line.as_bytes())?,
+        None if out.json => {}
+        // Here the line is as good as the token: that nobody reads it is no end of a pipe that goes well.
+        None => io::stderr().write_all(line.as_bytes()).map_err(io::Error::other)?,
     }
-    writeln!(io::stdout(), "{}", token.as_str())?;
-    Ok(())
+    let shown = if out.json {
+        Zeroizing::new(json!({"line": line.trim_end(), "token": token.as_str()}).to_string())
+    } else {
+        token
+    };
+    out.secret(shown.as_bytes()).map_err(|failure| match &new.file {
+        Some(path) => Failure::Io(io::Error::other(format!("{failure}; take its line out of {}", path.display()))),
+        None => failure,
+    })
 }
 
 /// Adds a line to a file that can be read afterwards.

@@ -2,6 +2,7 @@
 //! module checks it, and says what is wrong.
 
 pub mod complete;
+mod confirm;
 mod console;
 pub mod ip;
 pub mod key;
@@ -18,4 +19,4 @@ pub mod store;
 pub mod usage;
 pub mod vault;
 
-pub use console::Console;
+pub use console::{Console, Kind};

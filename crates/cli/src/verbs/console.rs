@@ -8,10 +8,52 @@ use crate::output::{Output, of};
 use crate::reply::Json;
 use crate::server::Server;
 
+use super::options::Filters;
 use super::request::Request;
 
 /// As many records as the module gives at a time.
 const PAGE: usize = 200;
+
+/// What a key record is. Both kinds share one series of ids, none is given out twice, and no record ever becomes the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// An API key, for those who call you.
+    Api,
+    /// A vault key: a secret that you call others with.
+    Vault,
+}
+
+impl Kind {
+    /// As the module has it in TYPE and in `type`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::Vault => "vault",
+        }
+    }
+
+    /// One of them, in words.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Api => "API key",
+            Self::Vault => "vault key",
+        }
+    }
+
+    /// Looks at what KG.GETKEY describes.
+    ///
+    /// # Errors
+    /// `NOSUCH` if that is a key of the other kind: of this one, there is none of that id.
+    pub fn expect(self, record: &Json) -> Result<(), Failure> {
+        let text = match (self, of(record, "type").as_str()) {
+            (Self::Api, Some("api")) | (Self::Vault, Some("vault")) => return Ok(()),
+            (Self::Api, Some("vault")) => "no API key has this id: a vault key has",
+            (Self::Vault, Some("api")) => "no vault key has this id: an API key has",
+            _ => return Err(Failure::Strange("no type of key")),
+        };
+        Err(Failure::Refused { code: "NOSUCH".to_owned(), text: text.to_owned() })
+    }
+}
 
 /// What a verb has.
 pub struct Console {
@@ -55,6 +97,16 @@ impl Console {
         self.server.ask(request.command()).await
     }
 
+    /// Asks for the record of a key of this kind, and shows it.
+    ///
+    /// # Errors
+    /// `NOSUCH` for a key of the other kind, what is refused, or why there is no answer.
+    pub async fn show_key(&self, request: Request, kind: Kind) -> Result<(), Failure> {
+        let record = self.ask(request).await?;
+        kind.expect(&record)?;
+        self.out.record(&record)
+    }
+
     /// What the module answers, byte by byte: for secrets.
     ///
     /// # Errors
@@ -77,6 +129,17 @@ impl Console {
     /// What it refuses, or why there is no answer.
     pub async fn ask_patiently(&self, request: Request) -> Result<Value, Failure> {
         self.patient.ask_raw(request.command()).await
+    }
+
+    /// What the module answers to a command that may be told to wait, with `BLOCK wait`.
+    ///
+    /// # Errors
+    /// What it refuses, or why there is no answer.
+    pub async fn ask_waiting(&self, request: Request, wait: Option<String>) -> Result<Value, Failure> {
+        match wait {
+            Some(wait) => self.ask_patiently(request.word("BLOCK").word(wait)).await,
+            None => self.ask_raw(request).await,
+        }
     }
 
     /// Asks, and shows a map.
@@ -106,6 +169,21 @@ impl Console {
         self.out.done(done, &reply)
     }
 
+    /// Sees that none of these ids is that of a key of the other kind, before anything is done to any of them. One that there
+    /// is not is left to the command that follows.
+    ///
+    /// # Errors
+    /// `NOSUCH` for a key of the other kind, what is refused, or why there is no answer.
+    pub async fn expect_type(&self, ids: &[String], kind: Kind) -> Result<(), Failure> {
+        for id in ids {
+            match self.ask(self.request("KG.GETKEY").word(id)).await {
+                Err(failure) if matches!(failure.code(), Some("NOSUCH" | "NOSTORE")) => {}
+                record => kind.expect(&record?)?,
+            }
+        }
+        Ok(())
+    }
+
     /// Asks for a change of fields, and says which changed.
     ///
     /// # Errors
@@ -118,17 +196,39 @@ impl Console {
         self.out.done(&done, &reply)
     }
 
-    /// Repeats a command that does a part at a time until it answers 0; what all answers were together.
+    /// Repeats a command that does a part at a time until it answers 0; adds up what it answers, which stands also if it fails half
+    /// way.
     ///
     /// # Errors
     /// What is refused, or why there is no answer.
-    pub async fn until_none(&self, request: Request) -> Result<u64, Failure> {
-        let mut all = 0;
+    pub async fn until_none(&self, request: Request, all: &mut u64) -> Result<(), Failure> {
         loop {
             match self.server.ask(request.command()).await?.as_u64() {
-                Some(0) => return Ok(all),
-                Some(some) => all += some,
+                Some(0) => return Ok(()),
+                Some(some) => *all += some,
                 None => return Err(Failure::Strange("no number")),
+            }
+        }
+    }
+
+    /// All key records that filters fit.
+    ///
+    /// # Errors
+    /// What is refused, or why there is no answer.
+    pub async fn list_keys(&self, filters: &impl Filters) -> Result<Vec<Json>, Failure> {
+        self.pages_by_id(|| filters.add_all(self.request("KG.LISTKEYS")), None).await
+    }
+
+    /// How many key records filters fit: where they are too many for the module to look at in one call, page by page.
+    ///
+    /// # Errors
+    /// What is refused, or why there is no answer.
+    pub async fn count_keys(&self, filters: &impl Filters) -> Result<usize, Failure> {
+        match self.ask(filters.add_all(self.request("KG.COUNTKEYS"))).await {
+            Err(failure) if failure.code() == Some("TOOMANY") => Ok(self.list_keys(filters).await?.len()),
+            count => {
+                let count = count?.as_u64().and_then(|count| count.try_into().ok());
+                count.ok_or(Failure::Strange("no number"))
             }
         }
     }
@@ -141,10 +241,7 @@ impl Console {
         let mut all = Vec::new();
         let mut after = Json::from(0);
         loop {
-            let count = max.map_or(PAGE, |max| PAGE.min(max.saturating_sub(all.len())));
-            if count == 0 {
-                return Ok(all);
-            }
+            let Some(count) = next_page(max, all.len()) else { return Ok(all) };
             let request = request().word("AFTER").word(after.to_string()).word("COUNT").word(count);
             let mut page = array(self.ask(request).await?)?;
             let full = page.len() == count;
@@ -177,10 +274,7 @@ impl Console {
     ) -> Result<Vec<Json>, Failure> {
         let mut all = Vec::new();
         loop {
-            let count = max.map_or(PAGE, |max| PAGE.min(max.saturating_sub(all.len())));
-            if count == 0 {
-                return Ok(all);
-            }
+            let Some(count) = next_page(max, all.len()) else { return Ok(all) };
             let mut page = array(self.ask(request().word("LIMIT").word(all.len()).word(count)).await?)?;
             let full = page.len() == count;
             all.append(&mut page);
@@ -221,6 +315,12 @@ impl Console {
             }
         }
     }
+}
+
+/// How many maps the next page is to have after so many; none, if these are enough.
+fn next_page(max: Option<usize>, so_far: usize) -> Option<usize> {
+    let count = max.map_or(PAGE, |max| PAGE.min(max.saturating_sub(so_far)));
+    (count > 0).then_some(count)
 }
 
 fn array(reply: Json) -> Result<Vec<Json>, Failure> {

@@ -1,5 +1,7 @@
 //! API keys, for those who call you.
 
+use std::slice;
+
 use clap::{Args, Subcommand};
 
 use crate::failure::Failure;
@@ -8,7 +10,7 @@ use crate::reply::Json;
 
 use super::options::{Chosen, Cost, Expiry, Limits, Listing, Quotas, State};
 use super::request::Request;
-use super::{Console, secret};
+use super::{Console, Kind, options, secret};
 
 const COLUMNS: [&str; 9] = ["id", "label", "org", "start", "status", "scopes", "limits", "last_used_at", "expires_at"];
 
@@ -136,7 +138,9 @@ pub struct Filters {
     state: State,
 }
 
-impl Filters {
+impl options::Filters for Filters {
+    const KIND: Kind = Kind::Api;
+
     fn add(&self, request: Request) -> Request {
         let request = request.option("NAME", self.label.as_deref()).option("ORG", self.org.as_deref());
         self.state.add(request)
@@ -187,15 +191,11 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
             let request = console.request("KG.NEWKEY").word(org).word(label).option("PREFIX", prefix);
             issued(console, &console.ask(request.with(|r| grants.add(r))).await?)
         }
-        Verb::Show { id } => console.show(console.request("KG.GETKEY").word(id)).await,
-        Verb::List { filters, listing } => {
-            let request = || filters.add(console.request("KG.LISTKEYS").word("TYPE").word("api"));
-            console.out.table(&COLUMNS, &listing.rows(console, request).await?)
-        }
-        Verb::Count { filters } => {
-            console.value(filters.add(console.request("KG.COUNTKEYS").word("TYPE").word("api"))).await
-        }
+        Verb::Show { id } => console.show_key(console.request("KG.GETKEY").word(id), Kind::Api).await,
+        Verb::List { filters, listing } => console.out.table(&COLUMNS, &listing.rows(console, &filters).await?),
+        Verb::Count { filters } => console.out.value(&console.count_keys(&filters).await?.into()),
         Verb::Set { id, label, active, grants, clear } => {
+            console.expect_type(slice::from_ref(&id), Kind::Api).await?;
             let request = console.request("KG.SETKEY").word(id).option("NAME", label).option("ACTIVE", active);
             console.change(request.with(|r| grants.add(r)).each("CLEAR", clear)).await
         }
@@ -214,7 +214,7 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
         }
         Verb::Check(call) => call.judge(console, "KG.CHECK").await,
         Verb::Auth(call) => call.judge(console, "KG.AUTH").await,
-        Verb::Delete(chosen) => chosen.delete(console, "api", Filters::add).await,
+        Verb::Delete(chosen) => chosen.delete(console).await,
     }
 }
 
@@ -224,8 +224,17 @@ fn issued(console: &Console, reply: &Json) -> Result<(), Failure> {
         return Err(Failure::Strange("no key"));
     };
     if console.out.json {
-        return console.out.secret(reply.to_string().as_bytes());
+        return hand_over(console, id, &reply.to_string());
     }
-    console.out.note(&format!("key {id}, shown this once:"))?;
-    console.out.secret(raw.as_bytes())
+    console.out.note(&format!("key {id}, shown this once:"));
+    hand_over(console, id, raw)
+}
+
+/// Shows what holds a new raw key. If nobody takes it, it says which key now has a secret that nobody knows.
+///
+/// # Errors
+/// What standard output refuses.
+pub fn hand_over(console: &Console, id: &Json, shown: &str) -> Result<(), Failure> {
+    let lost = |_: &Failure| console.out.note(&format!("key {id} has a secret that nobody knows: rotate or delete it"));
+    console.out.secret(shown.as_bytes()).inspect_err(lost)
 }

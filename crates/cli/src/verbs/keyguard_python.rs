@@ -1,15 +1,20 @@
 //! The commands of `keyguard_python`, as its users know them: the same words, the same columns.
 
 use clap::Subcommand;
+use jiff::Timestamp;
 
 use crate::failure::Failure;
 use crate::output::{cell, of};
 use crate::reply::Json;
 
-use super::Console;
+use super::request::Request;
+use super::{Console, key};
 
 /// What keys are allowed in a minute when nothing is said.
 const REQUESTS_PER_MINUTE: u32 = 60;
+
+/// What they may when nothing is said.
+const SCOPES: &str = "read";
 
 /// The commands of `keyguard_python`.
 #[derive(Debug, Subcommand)]
@@ -30,13 +35,13 @@ pub enum Verb {
         #[arg(long)]
         label: String,
         /// What it begins with; kg_live_, unless given
-        #[arg(long)]
-        prefix: Option<String>,
-        /// Requests per minute
+        #[arg(long, default_value = "")]
+        prefix: String,
+        /// Requests per minute; 60, if it is 0
         #[arg(long, value_name = "N", default_value_t = REQUESTS_PER_MINUTE)]
         rate_limit: u32,
         /// What it may, separated by commas
-        #[arg(long, default_value = "read")]
+        #[arg(long, default_value = SCOPES)]
         scopes: String,
     },
     /// List all organizations (as keyguard_python has it; see `org list`)
@@ -62,20 +67,25 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
         Verb::Init => init(console).await,
         Verb::CreateOrg { name } => create_org(console, &name).await,
         Verb::CreateKey { org, label, prefix, rate_limit, scopes } => {
+            // As the original has it, an empty word and 0 are as good as nothing. It keeps the blanks of "read, write", which no
+            // route's scope would ever equal.
+            let prefix = Some(prefix).filter(|prefix| !prefix.is_empty());
+            let rate_limit = if rate_limit == 0 { REQUESTS_PER_MINUTE } else { rate_limit };
+            let scopes = if scopes.is_empty() { SCOPES } else { &scopes };
+            let scopes: Vec<&str> = scopes.split(',').map(str::trim).collect();
             let request = console.request("KG.NEWKEY").word(&org).word(&label).option("PREFIX", prefix);
-            let limited = request.word("SCOPES").word(&scopes).word("LIMIT").word(rate_limit).word("1m");
+            let limited = request.word("SCOPES").word(scopes.join(",")).word("LIMIT").word(rate_limit).word("1m");
             let reply = match console.ask(limited).await {
                 Err(failure) if is_missing(&failure) => {
-                    console.out.text(&format!("✗ Organization '{org}' not found."))?;
-                    console.out.text(&format!("  Create one first: keyguard create-org \"{org}\""))?;
-                    return Err(Failure::Answered);
+                    let advice = format!("  Create one first: keyguard create-org \"{org}\"");
+                    return refused(console, &format!("✗ Organization '{org}' not found.\n{advice}"));
                 }
                 reply => reply?,
             };
-            let Some([_, Json::String(raw)]) = reply.as_array().map(Vec::as_slice) else {
+            let Some([id, Json::String(raw)]) = reply.as_array().map(Vec::as_slice) else {
                 return Err(Failure::Strange("no key"));
             };
-            let scopes: Vec<String> = scopes.split(',').map(|scope| format!("'{scope}'")).collect();
+            let scopes: Vec<String> = scopes.iter().map(|scope| format!("'{scope}'")).collect();
             let rule = "═".repeat(raw.chars().count().max(50) + 4);
             let text = format!(
                 "✓ API key created:\n  Label:      {label}\n  Org:        {org}\n  Rate Limit: {rate_limit}/min\n  \
@@ -84,13 +94,24 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
                 "API KEY (save this — it won't be shown again!)",
                 width = rule.chars().count() - 2,
             );
-            console.out.done(&text, &reply)
+            let shown = if console.out.json { reply.to_string() } else { text };
+            key::hand_over(console, id, &shown)
         }
         Verb::ListOrgs => list_orgs(console).await,
         Verb::ListKeys => list_keys(console).await,
         Verb::RevokeKey { prefix } => revoke_key(console, &prefix).await,
         Verb::Stats => stats(console).await,
     }
+}
+
+/// What the original says on standard output, where programs want JSON and nothing else.
+fn refused(console: &Console, text: &str) -> Result<(), Failure> {
+    if console.out.json {
+        console.out.note(text);
+    } else {
+        console.out.text(text)?;
+    }
+    Err(Failure::Answered)
 }
 
 fn is_missing(failure: &Failure) -> bool {
@@ -103,14 +124,40 @@ async fn init(console: &Console) -> Result<(), Failure> {
         Err(failure) if failure.code() == Some("NOSTORE") => Json::Null,
         reply => reply?,
     };
+    let missing = missing(console).await?;
+    if !missing.is_empty() {
+        return refused(console, &format!("✗ Not ready:\n  {}", missing.join("\n  ")));
+    }
     console.out.done(&format!("✓ Ready: the server has keyguard; store {}", console.store), &reply)
+}
+
+/// What keeps keys from being issued at this server, and what to do about it.
+async fn missing(console: &Console) -> Result<Vec<&'static str>, Failure> {
+    let info = console.ask_node(Request::new("INFO").word("everything")).await?;
+    let is = |line: &str| info.as_str().is_some_and(|text| text.lines().any(|other| other == line));
+    let mut missing = Vec::new();
+    // A replica of a cluster sends whoever writes on to its primary.
+    if is("role:slave") && !is("cluster_enabled:1") {
+        missing.push("the server is a replica, which takes no changes: name its primary in --url (or KEYGUARD_URL)");
+    }
+    if is("keyguard_keyring_keys:0") {
+        let setting = Request::new("CONFIG").word("GET").word("keyguard.keyring-auto-create");
+        let is_made = console.ask_node(setting).await;
+        // Then the first key that is issued makes it.
+        if !is_made.is_ok_and(|settings| of(&settings, "keyguard.keyring-auto-create") == "yes") {
+            missing.push(
+                "the server has no keyring: make one (umask 077; head -c 32 /dev/urandom | base64 > FILE), and restart it with \
+                 keyguard.keyring-file FILE",
+            );
+        }
+    }
+    Ok(missing)
 }
 
 async fn create_org(console: &Console, name: &str) -> Result<(), Failure> {
     match console.ask(console.request("KG.ADDORG").word(name)).await {
         Err(failure) if failure.code() == Some("DUPLICATE") => {
-            console.out.text(&format!("✗ Organization '{name}' already exists."))?;
-            Err(Failure::Answered)
+            refused(console, &format!("✗ Organization '{name}' already exists."))
         }
         reply => {
             let id = reply?;
@@ -159,7 +206,11 @@ async fn list_keys(console: &Console) -> Result<(), Failure> {
     for key in &keys {
         let last_used = match of(key, "last_used_at") {
             Json::Null => "never".to_owned(),
-            _ => cell(key, "last_used_at").chars().take(19).map(|c| if c == 'T' { ' ' } else { c }).collect(),
+            // To the second and in UTC, as the original keeps it.
+            at => at
+                .as_i64()
+                .and_then(|ms| Timestamp::from_millisecond(ms).ok())
+                .map_or_else(String::new, |at| at.strftime("%Y-%m-%d %H:%M:%S").to_string()),
         };
         let [label, start, org, status] = ["label", "start", "org", "status"].map(|field| cell(key, field));
         console.out.text(&key_line(&[label, start, org, status, per_minute(key), last_used]))?;
@@ -179,26 +230,23 @@ fn per_minute(key: &Json) -> String {
 }
 
 async fn revoke_key(console: &Console, prefix: &str) -> Result<(), Failure> {
-    let key = if prefix.bytes().all(|byte| byte.is_ascii_digit()) {
-        match console.ask(console.request("KG.GETKEY").word(prefix)).await {
-            Err(failure) if is_missing(&failure) => None,
-            reply => Some(reply?),
-        }
-    } else {
-        let keys = all(console, &["KG.LISTKEYS", "TYPE", "api"]).await?;
-        let mut keys = keys.into_iter().filter(|key| {
-            of(key, "start").as_str().is_some_and(|start| !prefix.is_empty() && start.starts_with(prefix))
-        });
-        let first = keys.next();
-        if keys.next().is_some() {
-            console.out.text(&format!("✗ Several keys begin with '{prefix}'; name one by its id"))?;
-            return Err(Failure::Answered);
-        }
-        first
-    };
+    // Digits may be an id as well as how a key begins: also then it must be one key alone.
+    let keys = all(console, &["KG.LISTKEYS", "TYPE", "api"]).await?;
+    let id: Option<u64> = prefix.parse().ok();
+    let mut keys = keys.into_iter().filter(|key| {
+        let begins = |start: &str| !prefix.is_empty() && start.starts_with(prefix);
+        of(key, "start").as_str().is_some_and(begins) || id.is_some_and(|id| *of(key, "id") == id)
+    });
+    let key = keys.next();
+    if keys.next().is_some() {
+        return refused(
+            console,
+            "✗ Several keys fit that; name one by all of its visible beginning, or use keyguard key revoke",
+        );
+    }
     let Some(key) = key else {
-        console.out.text(&format!("✗ No key found with prefix '{prefix}'"))?;
-        return Err(Failure::Answered);
+        // Without it: it may be a whole key.
+        return refused(console, "✗ No key found with that prefix or id");
     };
     let [label, start] = ["label", "start"].map(|field| cell(&key, field));
     if of(&key, "status") == "revoked" {

@@ -22,7 +22,7 @@ pub enum Verb {
         /// Its fingerprint
         fingerprint: String,
     },
-    /// Seal the store's secrets again under the newest key, and wait for it
+    /// Seal the store's secrets again under the newest key, and wait for it. Exit code 1 if some do not open
     ///
     /// Ended with Ctrl-C it goes on in the server; `keyring stop` stops it there, unless someone still waits, who would start it again.
     Rekey {

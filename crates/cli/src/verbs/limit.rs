@@ -72,11 +72,7 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::Claim { windows, block, lockout } => {
             let request = windows.request("KG.CLAIM").option("LOCKOUT", lockout);
-            let reply = match block {
-                Some(wait) => console.ask_patiently(request.word("BLOCK").word(wait)).await?,
-                None => console.ask_raw(request).await?,
-            };
-            claimed(console, reply)
+            claimed(console, console.ask_waiting(request, block).await?)
         }
         Verb::Remaining(windows) => claimed(console, console.ask_raw(windows.request("KG.REMAINING")).await?),
         Verb::Refund { bucket, units, at } => {

@@ -5,10 +5,11 @@ use std::str::FromStr;
 use clap::{ArgAction, Args};
 
 use crate::failure::Failure;
+use crate::output::of;
 use crate::reply::Json;
 
-use super::Console;
 use super::request::Request;
+use super::{Console, Kind, confirm};
 
 /// `count window`, or `count window unit`, as LIMIT, QUOTA and SHARED take it.
 #[derive(Debug, Clone)]
@@ -153,6 +154,20 @@ impl State {
     }
 }
 
+/// Which keys of one kind.
+pub trait Filters: Args {
+    /// The kind.
+    const KIND: Kind;
+
+    /// What must hold beside the kind.
+    fn add(&self, request: Request) -> Request;
+
+    /// TYPE, and what must hold.
+    fn add_all(&self, request: Request) -> Request {
+        self.add(request.word("TYPE").word(Self::KIND.as_str()))
+    }
+}
+
 /// How a list is ordered, and how long it gets.
 #[derive(Debug, Args)]
 pub struct Listing {
@@ -173,11 +188,12 @@ pub struct Max {
 }
 
 impl Listing {
-    /// All records, or the first so many, in the order that is asked for.
+    /// All records that filters fit, or the first so many, in the order that is asked for.
     ///
     /// # Errors
     /// What the module refuses, or why it does not answer.
-    pub async fn rows(&self, console: &Console, request: impl Fn() -> Request) -> Result<Vec<Json>, Failure> {
+    pub async fn rows(&self, console: &Console, filters: &impl Filters) -> Result<Vec<Json>, Failure> {
+        let request = || filters.add_all(console.request("KG.LISTKEYS"));
         if self.sort.is_empty() {
             return console.pages_by_id(request, self.max.max).await;
         }
@@ -189,7 +205,7 @@ impl Listing {
 
 /// Which records are to be deleted.
 #[derive(Debug, Args)]
-pub struct Chosen<F: Args> {
+pub struct Chosen<F: Filters> {
     /// Their ids
     #[arg(value_name = "ID", required_unless_present_any = ["matching", "all"])]
     pub ids: Vec<String>,
@@ -202,45 +218,67 @@ pub struct Chosen<F: Args> {
     #[arg(long, conflicts_with_all = ["ids", "matching"])]
     pub all: bool,
 
+    /// Do not ask whether all that --match or --all names is to go
+    #[arg(long)]
+    pub yes: bool,
+
     /// What must hold.
     #[command(flatten)]
     pub filters: F,
 }
 
-impl<F: Args> Chosen<F> {
-    /// Deletes them, as often as it takes; says how many there were.
+impl<F: Filters> Chosen<F> {
+    /// Deletes them, as often as it takes; says how many there were, also if it fails half way.
     ///
     /// # Errors
-    /// What the module refuses, or why it does not answer.
-    pub async fn delete(
-        &self,
-        console: &Console,
-        kind: &str,
-        add: impl Fn(&F, Request) -> Request,
-    ) -> Result<(), Failure> {
-        let request = console.request("KG.DELKEY");
-        let filters = add(&self.filters, Request::new("MATCH").word("TYPE").word(kind));
-        let is_filtered = filters.command().args_iter().len() > 3;
+    /// What the module refuses, why it does not answer, or that nobody wants it.
+    pub async fn delete(&self, console: &Console) -> Result<(), Failure> {
+        let is_filtered = self.filters.add(Request::new("KG.DELKEY")).command().args_iter().len() > 1;
         if is_filtered && !self.matching {
             return Err(Failure::Usage("filters go with --match, and with neither ids nor --all".to_owned()));
         }
-        if !self.ids.is_empty() {
-            // The module takes a hundred at a time.
-            let mut deleted = 0;
-            for ids in self.ids.chunks(100) {
-                let reply = console.ask(console.request("KG.DELKEY").words(ids)).await?;
-                deleted += reply.as_u64().ok_or(Failure::Strange("no number"))?;
-            }
-            return console.out.value(&deleted.into());
+        if self.matching && !is_filtered {
+            return Err(Failure::Usage("--match needs a filter; --all is all there are".to_owned()));
         }
-        let request = if self.matching {
-            if !is_filtered {
-                return Err(Failure::Usage("--match needs a filter; --all is all there are".to_owned()));
+        if self.ids.is_empty() && !self.yes {
+            confirm::expect_somebody()?;
+            let count = console.count_keys(&self.filters).await?;
+            if count == 0 {
+                return console.out.value(&count.into());
             }
-            add(&self.filters, request.word("MATCH").word("TYPE").word(kind))
+            let some = if count == 1 { "" } else { "s" };
+            confirm::ask(&format!("Delete {count} {}{some} of the store {}?", F::KIND.name(), console.store))?;
+        }
+        let mut deleted = 0;
+        let done = if self.ids.is_empty() {
+            let which = if self.matching { "MATCH" } else { "ALL" };
+            let request = self.filters.add_all(console.request("KG.DELKEY").word(which));
+            match console.until_none(request, &mut deleted).await {
+                // A call looks only at so many records; if none of these matches, the others are found page by page.
+                Err(failure) if failure.code() == Some("TOOMANY") => {
+                    let found = console.list_keys(&self.filters).await?;
+                    let ids: Vec<String> = found.iter().map(|record| of(record, "id").to_string()).collect();
+                    delete_ids(console, &ids, &mut deleted).await
+                }
+                done => done,
+            }
         } else {
-            request.word("ALL").word("TYPE").word(kind)
+            console.expect_type(&self.ids, F::KIND).await?;
+            delete_ids(console, &self.ids, &mut deleted).await
         };
-        console.out.value(&console.until_none(request).await?.into())
+        if done.is_err() && deleted > 0 {
+            console.out.note(&format!("{deleted} were deleted before this:"));
+        }
+        done.and_then(|()| console.out.value(&deleted.into()))
     }
+}
+
+/// Deletes these, and counts them as they go.
+async fn delete_ids(console: &Console, ids: &[String], deleted: &mut u64) -> Result<(), Failure> {
+    // The module takes a hundred at a time.
+    for ids in ids.chunks(100) {
+        let reply = console.ask(console.request("KG.DELKEY").words(ids)).await?;
+        *deleted += reply.as_u64().ok_or(Failure::Strange("no number"))?;
+    }
+    Ok(())
 }

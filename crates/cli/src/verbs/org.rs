@@ -68,8 +68,14 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
             console.value(request.with(|r| limits.add(r)).with(|r| quotas.add(r))).await
         }
         Verb::Set { name, status, limits, quotas, clear } => {
-            let request = console.request("KG.SETORG").word(name).option("STATUS", status);
-            let request = request.with(|r| limits.add(r)).with(|r| quotas.add(r)).each("CLEAR", clear);
+            let request = console.request("KG.SETORG").word(name);
+            let bare = request.command().args_iter().len();
+            let request = request.option("STATUS", status).with(|r| limits.add(r)).with(|r| quotas.add(r));
+            let request = request.each("CLEAR", clear);
+            // The module has nothing against it.
+            if request.command().args_iter().len() == bare {
+                return Err(Failure::Usage("nothing to change: --status, --limit, --quota or --clear".to_owned()));
+            }
             console.tell(request, "changed").await
         }
         Verb::Show { name } => console.show(console.request("KG.GETORG").word(name)).await,

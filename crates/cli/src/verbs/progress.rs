@@ -54,8 +54,22 @@ fn style(bar: &ProgressBar, template: &str) {
     }
 }
 
-/// Shows how it ended.
+/// Shows how it ended. A job that was done may still have failed for some records: KG.REKEY counts them in `failed`, and all that is
+/// not under the newest key in `left`.
 fn ended(out: Output, status: &Json) -> Result<(), Failure> {
     out.record(status)?;
-    if of(status, "state") == "done" { Ok(()) } else { Err(Failure::Answered) }
+    let [failed, left] = ["failed", "left"].map(|name| of(status, name).as_u64().unwrap_or_default());
+    if of(status, "state") != "done" {
+        return Err(Failure::Answered);
+    }
+    if failed > 0 {
+        out.note(&format!(
+            "{failed} vault keys did not open and stay as they are: they were tampered with, or are sealed under a key that the keyring \
+             lacks. Put back what keyguard keyring status shows as missing, and reload; or replace them (keyguard vault set ID \
+             --secret), or delete them. keyguard keyring stop forgets how this ended, so that rekey looks again"
+        ));
+    } else if left > 0 {
+        out.note(&format!("{left} vault keys are left under an older key: rekey again"));
+    }
+    if failed > 0 || left > 0 { Err(Failure::Answered) } else { Ok(()) }
 }

@@ -46,7 +46,7 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
             if confirm != console.store {
                 return Err(Failure::Usage(format!("--confirm does not name the store, which is {:?}", console.store)));
             }
-            console.until_none(console.request("KG.DELSTORE")).await?;
+            console.until_none(console.request("KG.DELSTORE"), &mut 0).await?;
             console.out.done("deleted", &0.into())
         }
     }

@@ -1,18 +1,25 @@
 //! Vault keys: the secrets that you call others with.
 
+use std::slice;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
 use redis::Value;
 
 use crate::failure::Failure;
 use crate::output::cell;
-use crate::reply::json;
+use crate::reply::{Json, json};
 
 use super::options::{Allowance, Chosen, Cost, Expiry, Limits, Listing, Origin, State};
 use super::request::Request;
-use super::{Console, secret};
+use super::{Console, Kind, options, secret};
 
 const COLUMNS: [&str; 10] =
     ["id", "name", "source", "login", "batch", "account", "status", "usable", "expires_at", "limits"];
+
+/// The field of KG.ACQUIRE that holds the secret.
+const SECRET: &str = "secret";
 
 /// What can be done with vault keys.
 #[derive(Debug, Subcommand)]
@@ -60,7 +67,7 @@ pub enum Verb {
     Reveal(Which),
     /// Print the ids of the keys that have a secret
     ///
-    /// The secret is read from standard input, or asked for without echo.
+    /// The secret is read from standard input, or asked for without echo. Exit code 1 if none has it.
     Find,
     /// List keys
     List {
@@ -183,7 +190,9 @@ pub struct Filters {
     state: State,
 }
 
-impl Filters {
+impl options::Filters for Filters {
+    const KIND: Kind = Kind::Vault;
+
     fn add(&self, request: Request) -> Request {
         let request = request.option("NAME", self.name.as_deref()).with(|r| self.origin.add(r));
         self.state.add(request.option("ACCOUNT", self.account.as_deref()))
@@ -220,28 +229,34 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
             console.value(fields.add(request)).await
         }
         Verb::Set { id, name, secret, active, unique, fields, clear } => {
+            console.expect_type(slice::from_ref(&id), Kind::Vault).await?;
             let secret = if secret { Some(secret::read("secret")?) } else { None };
             let request = console.request("KG.SETKEY").word(id).option("NAME", name);
             let request = request.option("SECRET", secret.as_ref().map(|secret| secret.as_slice()));
             let request = request.option("ACTIVE", active).flag("UNIQUE", unique);
             console.change(fields.add(request).each("CLEAR", clear)).await
         }
-        Verb::Show(which) => console.show(which.add(console.request("KG.GETKEY"))).await,
+        Verb::Show(which) => console.show_key(which.add(console.request("KG.GETKEY")), Kind::Vault).await,
         Verb::Reveal(which) => {
             let reply = console.ask_raw(which.add(console.request("KG.REVEAL"))).await?;
-            if console.out.json {
-                return console.out.value(&json(reply));
+            let Value::BulkString(secret) = reply else { return Err(Failure::Strange("no secret")) };
+            if !console.out.json {
+                return console.out.secret(&secret);
             }
-            print_secret(console, &reply)
+            let shown = match secret_json(&secret) {
+                (SECRET, text) => text,
+                (name, encoded) => Json::from_iter([(name.to_owned(), encoded)]),
+            };
+            console.out.secret(shown.to_string().as_bytes())
         }
-        Verb::Find => console.value(console.request("KG.FINDKEY").word(secret::read("secret")?.as_slice())).await,
-        Verb::List { filters, listing } => {
-            let request = || filters.add(console.request("KG.LISTKEYS").word("TYPE").word("vault"));
-            console.out.table(&COLUMNS, &listing.rows(console, request).await?)
+        Verb::Find => {
+            let secret = secret::read("secret")?;
+            let ids = console.ask(console.request("KG.FINDKEY").word(secret.as_slice())).await?;
+            console.out.value(&ids)?;
+            if ids.as_array().is_some_and(Vec::is_empty) { Err(Failure::Answered) } else { Ok(()) }
         }
-        Verb::Count { filters } => {
-            console.value(filters.add(console.request("KG.COUNTKEYS").word("TYPE").word("vault"))).await
-        }
+        Verb::List { filters, listing } => console.out.table(&COLUMNS, &listing.rows(console, &filters).await?),
+        Verb::Count { filters } => console.out.value(&console.count_keys(&filters).await?.into()),
         Verb::Usability { name } => {
             let reply = console.ask(console.request("KG.USABILITY").option("NAME", name)).await?;
             let columns = ["name", "source", "login", "batch", "total", "active", "expired", "usable", "expires_at"];
@@ -251,11 +266,7 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
         Verb::Acquire { name, origin, limits, cost, order, block } => {
             let request = console.request("KG.ACQUIRE").word(name).with(|r| origin.add(r)).with(|r| limits.add(r));
             let request = request.each_of("COST", &cost).option("ORDER", order);
-            let reply = match block {
-                Some(wait) => console.ask_patiently(request.word("BLOCK").word(wait)).await?,
-                None => console.ask_raw(request).await?,
-            };
-            acquired(console, reply)
+            acquired(console, console.ask_waiting(request, block).await?)
         }
         Verb::Settle { id, at, cost } => {
             console.value(console.request("KG.SETTLE").word(id).word("AT").word(at).each_of("COST", &cost)).await
@@ -264,37 +275,43 @@ pub async fn run(console: &Console, verb: Verb) -> Result<(), Failure> {
             let request = console.request("KG.FEEDBACK").word(id).word(what).words(duration);
             console.value(request.option("REASON", reason).option("AT", at)).await
         }
-        Verb::Delete(chosen) => chosen.delete(console, "vault", Filters::add).await,
+        Verb::Delete(chosen) => chosen.delete(console).await,
     }
 }
 
-fn print_secret(console: &Console, reply: &Value) -> Result<(), Failure> {
-    match reply {
-        Value::BulkString(bytes) => console.out.secret(bytes),
-        _ => Err(Failure::Strange("no secret")),
+/// A secret as JSON, and the name that it goes by. JSON is text: what is none comes in base64, under a name of its own, so that nobody
+/// takes one for the other.
+fn secret_json(secret: &[u8]) -> (&'static str, Json) {
+    match str::from_utf8(secret) {
+        Ok(text) => (SECRET, text.into()),
+        Err(_) => ("secret_base64", STANDARD.encode(secret).into()),
     }
 }
 
 /// The secret alone on standard output, with the words about it elsewhere.
 fn acquired(console: &Console, reply: Value) -> Result<(), Failure> {
-    let secret = match &reply {
-        Value::Map(pairs) => pairs.iter().find_map(|(name, value)| match name {
-            Value::BulkString(bytes) if bytes == b"secret" => Some(value.clone()),
-            _ => None,
-        }),
-        _ => return Err(Failure::Strange("no map")),
+    let Value::Map(mut pairs) = reply else { return Err(Failure::Strange("no map")) };
+    let at = pairs.iter().position(|(name, _)| matches!(name, Value::BulkString(name) if name == SECRET.as_bytes()));
+    let secret = match at.map(|at| pairs.swap_remove(at)) {
+        Some((_, Value::BulkString(secret))) => Some(secret),
+        Some(_) => return Err(Failure::Strange("no secret")),
+        None => None,
     };
-    let reply = json(reply);
+    let mut reply = json(Value::Map(pairs));
     if console.out.json {
-        console.out.value(&reply)?;
-        return if secret.is_some() { Ok(()) } else { Err(Failure::Answered) };
+        let Some(secret) = secret else { return console.out.value(&reply).and(Err(Failure::Answered)) };
+        let (name, secret) = secret_json(&secret);
+        if let Json::Object(fields) = &mut reply {
+            fields.insert(name.to_owned(), secret);
+        }
+        return console.out.secret(reply.to_string().as_bytes());
     }
     let fields = ["code", "id", "claimed_at_ms", "limit", "remaining", "reset_after_ms", "retry_after_ms"];
     let about = fields.iter().filter(|name| reply.get(name).is_some());
     let about: Vec<String> = about.map(|name| format!("{name} {}", cell(&reply, name))).collect();
-    console.out.note(&about.join(", "))?;
+    console.out.note(&about.join(", "));
     match secret {
-        Some(secret) => print_secret(console, &secret),
+        Some(secret) => console.out.secret(&secret),
         None => Err(Failure::Answered),
     }
 }
