@@ -21,10 +21,14 @@ server_tests![
     a_proxy_is_believed_about_path_method_and_address,
     the_prefix_of_a_key_says_which_store_is_asked,
     a_cluster_is_asked_at_whichever_node_has_the_store,
+    a_user_who_cannot_find_a_store_in_a_cluster_is_told_what_is_missing,
+    a_primary_that_hangs_and_is_replaced_is_found_again,
+    a_node_that_hangs_from_the_start_keeps_nobody_from_the_others,
     an_unknown_key_is_never_let_in_while_the_server_comes_and_goes,
     a_server_that_hangs_holds_nobody_up_for_long,
     a_server_that_has_hung_is_found_again_while_calls_go_on,
     with_fail_open_only_an_absent_server_lets_in,
+    with_fail_open_nobody_is_let_in_for_a_mistake_in_how_it_is_set_up,
     metrics_and_health_say_how_it_stands,
     what_is_under_way_is_answered_before_the_end,
     requests_that_are_too_large_or_too_slow_are_ended,
@@ -265,6 +269,108 @@ fn a_cluster_is_asked_at_whichever_node_has_the_store(sut: &Sut) {
     both("moved");
 }
 
+/// One store on each of the cluster's first two nodes, and a key of each.
+fn stores_on_two_nodes(cluster: &Cluster) -> [(String, String); 2] {
+    [0, 1].map(|node| {
+        let mut names = (0..).map(|n| format!("store{n}"));
+        let store = names.find(|name| cluster.place_of(name.as_bytes()).1 == node).unwrap();
+        let mut c = cluster.primaries[node].client();
+        c.ok(format!("KG.ADDORG {store} shop"));
+        let key = new_key(&mut c, &store, &format!("shop web PREFIX s{node}"));
+        (store, key)
+    })
+}
+
+/// Serves the stores by the prefixes of their keys.
+fn serve_two_nodes(at: &Server, stores: &[(String, String); 2], url: &str, further: &[&str]) -> Serving {
+    let routes = [0, 1].map(|node| format!("--store-by-prefix=s{node}={}", stores[node].0));
+    Serving::start(at, &[&["--url", url, &*routes[0], &*routes[1]], further].concat())
+}
+
+fn a_user_who_cannot_find_a_store_in_a_cluster_is_told_what_is_missing(sut: &Sut) {
+    let cluster = Cluster::start((0..2).map(|_| sut.setup().cluster(5000)).collect(), Vec::new());
+    let stores = stores_on_two_nodes(&cluster);
+    for (user, rights) in [("gate", "+kg.auth"), ("reader", "+kg.auth +info")] {
+        for node in &cluster.primaries {
+            node.client().ok(format!("ACL SETUSER {user} on nopass ~* {rights}"));
+        }
+        let url = format!("redis://{user}:x@127.0.0.1:{}", cluster.primaries[0].port());
+        let serving = serve_two_nodes(&cluster.primaries[0], &stores, &url, &["--fail-open"]);
+        if user == "gate" {
+            get(&serving, "/verify", &stores[0].1).check("a store of this node", 200, "", &[]);
+        }
+        get(&serving, "/verify", &stores[1].1).check("a store of another node", 503, "UNAVAILABLE", &[]);
+        let log = serving.log();
+        let wanted = if user == "gate" { "+info and +cluster|slots" } else { "cluster|slots" };
+        assert!(log.contains(wanted), "{log}");
+    }
+}
+
+fn a_primary_that_hangs_and_is_replaced_is_found_again(sut: &Sut) {
+    let node = || sut.setup().cluster(60_000).with("cluster-require-full-coverage", "no");
+    let replica = || node().with("cluster-replica-no-failover", "yes");
+    let cluster = Cluster::start([(); 2].map(|()| node()).into(), [(); 2].map(|()| replica()).into());
+    let stores = stores_on_two_nodes(&cluster);
+    for (primary, replica) in cluster.primaries.iter().zip(&cluster.replicas) {
+        primary.wait_for(replica);
+    }
+    // The URL's own node is the last to go: it is no more than the one that was asked first.
+    for victim in [1, 0] {
+        let url = format!("redis://127.0.0.1:{}", cluster.primaries[0].port());
+        let serving = serve_two_nodes(&cluster.primaries[0], &stores, &url, &[]);
+        for (store, key) in &stores {
+            eventually("at rest", || {
+                let answer = get(&serving, "/verify", key);
+                expect(answer.status == 200, || format!("{store}: {answer:?} {}", serving.log()))
+            });
+        }
+        let pid = pid_of(&cluster.primaries[victim]);
+        signal(pid, "-STOP");
+        let (hung, well) = (&stores[victim].1, &stores[1 - victim].1);
+        get(&serving, "/verify", hung).check("it hangs", 503, "UNAVAILABLE", &[]);
+        get(&serving, "/verify", well).check("another node", 200, "", &[]);
+        cluster.replicas[victim].client().ok("CLUSTER FAILOVER TAKEOVER");
+        let begun = Instant::now();
+        eventually("the successor being found", || {
+            get(&serving, "/verify", well).check("another node", 200, "", &[]);
+            let answer = get(&serving, "/verify", hung);
+            expect(answer.status == 200, || format!("node {victim}: {answer:?} {}", serving.log()))
+        });
+        let took = begun.elapsed();
+        signal(pid, "-CONT");
+        assert!(took < Duration::from_secs(30), "{took:?}");
+        // It learns that it is a replica now.
+        eventually("the old primary giving in", || {
+            let role = cluster.primaries[victim].client().ok("ROLE").list()[0].text();
+            expect(role == "slave", || role.clone())
+        });
+    }
+}
+
+fn a_node_that_hangs_from_the_start_keeps_nobody_from_the_others(sut: &Sut) {
+    let node = || sut.setup().cluster(60_000).with("cluster-require-full-coverage", "no");
+    let cluster = Cluster::start([(); 2].map(|()| node()).into(), Vec::new());
+    let stores = stores_on_two_nodes(&cluster);
+    let pid = pid_of(&cluster.primaries[1]);
+    signal(pid, "-STOP");
+    let url = format!("redis://127.0.0.1:{}", cluster.primaries[0].port());
+    let serving = serve_two_nodes(&cluster.primaries[0], &stores, &url, &[]);
+    eventually("a store of a node that does not hang", || {
+        let answer = get(&serving, "/verify", &stores[0].1);
+        expect(answer.status == 200, || format!("{answer:?} {}", serving.log()))
+    });
+    // What is asked of the other in between, and comes to nothing, changes nothing about that.
+    for _ in 0..3 {
+        get(&serving, "/verify", &stores[1].1).check("it hangs", 503, "UNAVAILABLE", &[]);
+        get(&serving, "/verify", &stores[0].1).check("another node", 200, "", &[]);
+    }
+    signal(pid, "-CONT");
+    eventually("the node that hung", || {
+        let answer = get(&serving, "/verify", &stores[1].1);
+        expect(answer.status == 200, || format!("{answer:?} {}", serving.log()))
+    });
+}
+
 fn an_unknown_key_is_never_let_in_while_the_server_comes_and_goes(sut: &Sut) {
     let mut server = sut.setup().with("appendonly", "yes").with("appendfsync", "always").start();
     let mut c = server.client();
@@ -447,6 +553,55 @@ fn with_fail_open_only_an_absent_server_lets_in(sut: &Sut) {
         let answer = get(&serving, "/verify", "kg_live_nobody");
         expect(answer.status == 401, || format!("{answer:?}"))
     });
+}
+
+/// A server that answers whatever it is sent with this.
+fn stranger(answer: &'static [u8]) -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for mut connection in listener.incoming().map_while(Result::ok) {
+            thread::spawn(move || {
+                while let Ok(1..) = connection.read(&mut [0; 4096]) {
+                    let _ = connection.write_all(answer);
+                }
+            });
+        }
+    });
+    port
+}
+
+fn with_fail_open_nobody_is_let_in_for_a_mistake_in_how_it_is_set_up(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let key = new_key(&mut c, "acme", "shop web");
+    c.ok("ACL SETUSER guest on nopass ~* +info");
+    c.ok("ACL SETUSER closed on nopass resetkeys +@all");
+    let bare = sut.setup().without_module().start();
+    let (port, bare) = (server.port(), bare.port());
+    let http = stranger(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+    // As often as it is asked something at once.
+    let old = stranger(b"-NOPROTO unsupported protocol version\r\n-ERR no\r\n-ERR no\r\n");
+    for (about, url, reason) in [
+        ("a user who may not ask", format!("redis://guest:x@127.0.0.1:{port}"), "not_permitted"),
+        ("a user who may not see the store", format!("redis://closed:x@127.0.0.1:{port}"), "not_permitted"),
+        ("a user that there is not", format!("redis://nobody:x@127.0.0.1:{port}"), "not_permitted"),
+        ("no module", format!("redis://127.0.0.1:{bare}"), "no_module"),
+        ("no such database", format!("redis://127.0.0.1:{port}/99"), ""),
+        ("no TLS", format!("rediss://127.0.0.1:{http}"), "misconfigured"),
+        ("another protocol", format!("redis://127.0.0.1:{http}"), ""),
+        ("an older protocol", format!("redis://127.0.0.1:{old}"), ""),
+    ] {
+        let serving = Serving::start(&server, &["--fail-open", "--url", &url]);
+        get(&serving, "/verify", &key).check(about, 503, "UNAVAILABLE", &[]);
+        let health = serving.send("GET", "/healthz", &[], "");
+        assert!(health.status == 503 && health.body.contains(reason), "{about}: {health:?} {}", serving.log());
+    }
+    for url in [format!("redis://127.0.0.1:{}", free_port()), "unix:///nowhere/redis.sock".to_owned()] {
+        let serving = Serving::start(&server, &["--fail-open", "--url", &url]);
+        get(&serving, "/verify", &key).check("no server", 200, "", &[]);
+    }
 }
 
 fn metrics_and_health_say_how_it_stands(sut: &Sut) {

@@ -137,6 +137,7 @@ fn reason(failure: &Failure) -> String {
     match failure {
         Failure::Refused { code, .. } => code.to_lowercase(),
         Failure::Unreachable(_) => "unreachable".to_owned(),
+        Failure::Misconfigured(_) => "misconfigured".to_owned(),
         Failure::NoModule => "no_module".to_owned(),
         Failure::NotPermitted(_) => "not_permitted".to_owned(),
         _ => "not_understood".to_owned(),
