@@ -127,6 +127,8 @@ fn every_code_has_its_status_and_headers(sut: &Sut) {
         assert_eq!(caller.headers[&format!("x-keyguard-{name}")], value);
     }
 
+    assert_eq!(get(&serving, "/verify", &none).headers["x-keyguard-scopes"], "-");
+
     get(&serving, "/verify", &limited).check("the first", 200, "", &limits("1", "\"default\";r=1;t=~3600"));
     get(&serving, "/verify", &limited).check("the second", 200, "", &limits("0", "\"default\";r=0;t=~3600"));
     let mut full = limits("0", "\"default\";r=0;t=~3600");
@@ -669,8 +671,10 @@ fn with_fail_open_only_an_absent_server_lets_in(sut: &Sut) {
         let answer = get(&serving, "/verify", key);
         answer.check("no server", 200, "", &[]);
         assert_eq!(answer.headers["x-keyguard-code"], "UNAVAILABLE");
-        // What a caller says that he is, the proxy replaces by this.
-        assert_eq!(answer.headers.get("x-keyguard-organization").map(|name| name.trim()), Some(""), "{answer:?}");
+        // What a caller says that he is, the proxy replaces by this, which must not be empty: some then leave what he said.
+        for name in ["key-id", "organization", "label", "scopes"] {
+            assert_eq!(answer.headers[&format!("x-keyguard-{name}")], "-");
+        }
     }
     server.start_again();
     eventually("refusals being back", || {

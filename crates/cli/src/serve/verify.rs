@@ -341,10 +341,10 @@ fn let_in(code: &str, answer: &Json) -> Response {
     let scopes: Vec<&str> = scopes.iter().filter_map(Json::as_str).collect();
     put(&mut headers, "x-keyguard-code", code);
     put(&mut headers, "x-keyguard-status", StatusCode::OK.as_str());
-    put(&mut headers, "x-keyguard-key-id", &answer.get("id").map(Json::to_string).unwrap_or_default());
-    put(&mut headers, "x-keyguard-organization", text("org"));
-    put(&mut headers, "x-keyguard-label", text("label"));
-    put(&mut headers, "x-keyguard-scopes", &scopes.join(" "));
+    name(&mut headers, "x-keyguard-key-id", &answer.get("id").map(Json::to_string).unwrap_or_default());
+    name(&mut headers, "x-keyguard-organization", text("org"));
+    name(&mut headers, "x-keyguard-label", text("label"));
+    name(&mut headers, "x-keyguard-scopes", &scopes.join(" "));
     (StatusCode::OK, headers).into_response()
 }
 
@@ -367,6 +367,15 @@ fn limits(answer: &Json) -> HeaderMap {
         put(&mut headers, "ratelimit", &format!("\"default\";r={left};t={until}"));
     }
     headers
+}
+
+/// What a caller is named by, or `-`: some proxies take an empty header for none, and leave what the caller wrote under its name.
+fn name(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    match value {
+        "" => put(headers, name, "-"),
+        "-" => drop(headers.insert(name, HeaderValue::from_static("%2D"))),
+        value => put(headers, name, value),
+    }
 }
 
 /// What is no printable ASCII is percent-encoded, and so is the percent sign.
@@ -427,5 +436,14 @@ mod tests {
         let mut headers = HeaderMap::new();
         put(&mut headers, "x-keyguard-label", "caf\u{e9} 100%\r\nX-Other: 1");
         assert_eq!(headers["x-keyguard-label"], "caf%C3%A9 100%25%0D%0AX-Other: 1");
+    }
+
+    #[test]
+    fn no_name_of_a_caller_is_empty() {
+        for (value, wanted) in [("", "-"), ("-", "%2D"), ("--", "--"), ("shop", "shop")] {
+            let mut headers = HeaderMap::new();
+            name(&mut headers, "x-keyguard-label", value);
+            assert_eq!(headers["x-keyguard-label"], wanted);
+        }
     }
 }
