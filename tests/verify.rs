@@ -34,6 +34,8 @@ server_tests![
     metrics_and_health_say_how_it_stands,
     what_is_under_way_is_answered_before_the_end,
     requests_that_are_too_large_or_too_slow_are_ended,
+    connections_that_do_nothing_keep_others_waiting_for_a_while_at_most,
+    who_may_not_open_as_many_files_as_there_may_be_connections_is_told,
     what_cannot_be_listened_on_is_said,
     nginx_passes_on_what_is_answered,
 ];
@@ -820,9 +822,11 @@ fn requests_that_are_too_large_or_too_slow_are_ended(sut: &Sut) {
     let status = |answer: &str| answer.split(' ').nth(1).and_then(|status| status.parse::<u16>().ok());
     let head = "GET /verify HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n";
     let large = converse(format!("{head}X-API-Key: {}\r\n\r\n", "k".repeat(1 << 20)).as_bytes());
-    assert!(status(&large).is_none_or(|status| (400..500).contains(&status)), "{large}");
-    let many = converse(format!("{head}{}\r\n", "X-A: b\r\n".repeat(10_000)).as_bytes());
-    assert!(status(&many).is_none_or(|status| (400..500).contains(&status)), "{many}");
+    assert!(status(&large).is_none_or(|status| status == 431), "{large}");
+    let many = converse(format!("{head}{}\r\n", "X-A: b\r\n".repeat(200)).as_bytes());
+    assert_eq!(status(&many), Some(431), "{many}");
+    let long = converse(format!("{head}X-API-Key: {}\r\n\r\n", "k".repeat(40_000)).as_bytes());
+    assert_eq!(status(&long), Some(401), "{long}");
     assert_eq!(status(&converse(b"nonsense\r\n\r\n")), Some(400));
     // A body that never comes is not waited for.
     let announced = converse(format!("{head}Content-Length: 1000000\r\n\r\n").as_bytes());
@@ -837,6 +841,59 @@ fn requests_that_are_too_large_or_too_slow_are_ended(sut: &Sut) {
         }
     });
     get(&serving, "/verify", "").check("others", 401, "NOT_FOUND", UNKNOWN);
+}
+
+fn connections_that_do_nothing_keep_others_waiting_for_a_while_at_most(sut: &Sut) {
+    let server = sut.server();
+    server.client().ok("KG.ADDORG acme shop");
+    let serving = Serving::start(&server, &["--max-connections", "2"]);
+    get(&serving, "/verify", "").check("nobody else", 401, "NOT_FOUND", UNKNOWN);
+    let connect = || TcpStream::connect((Ipv4Addr::LOCALHOST, serving.port)).unwrap();
+    let idle = [connect(), connect()];
+    let mut third = connect();
+    third.write_all(b"GET /verify HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    third.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let mut answer = [0; 12];
+    assert_eq!(third.read(&mut answer).unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "there is no place for it");
+    third.set_read_timeout(Some(Duration::from_secs(40))).unwrap();
+    third.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 401");
+    drop(idle);
+    let alone = Serving::start(&server, &["--max-connections", "1"]);
+    for _ in 0..20 {
+        get(&alone, "/verify", "").check("one after the other", 401, "NOT_FOUND", UNKNOWN);
+    }
+}
+
+fn who_may_not_open_as_many_files_as_there_may_be_connections_is_told(sut: &Sut) {
+    let server = sut.server();
+    server.client().ok("KG.ADDORG acme shop");
+    for (limits, warned) in [("ulimit -n 128", true), ("ulimit -Sn 128", false)] {
+        let (port, log) = (free_port(), server.directory().join("limited.log"));
+        let mut command = tool(&server);
+        let program = command.get_program().to_owned();
+        command = {
+            let mut shell = Command::new("/bin/sh");
+            shell
+                .arg("-c")
+                .arg(format!("{limits} && exec \"$0\" serve --max-connections 400 --listen 127.0.0.1:{port}"));
+            shell.arg(program).envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            shell
+        };
+        let file = File::create(&log).unwrap();
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).spawn().unwrap();
+        let said = || fs::read_to_string(&log).unwrap();
+        eventually("it listening", || expect(said().contains("listens on"), said));
+        // More than it may have files for at first.
+        let connect = |_| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        let idle: Vec<TcpStream> = (0..if warned { 10 } else { 200 }).map(connect).collect();
+        let answer = Response::of(port, "GET", "/verify", &[], "");
+        drop(idle);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        answer.check(limits, 401, "NOT_FOUND", UNKNOWN);
+        assert_eq!(said().contains("takes 64 connections at a time, not 400"), warned, "{limits}: {}", said());
+    }
 }
 
 fn what_cannot_be_listened_on_is_said(sut: &Sut) {
