@@ -38,6 +38,7 @@ server_tests![
     who_may_not_open_as_many_files_as_there_may_be_connections_is_told,
     what_cannot_be_listened_on_is_said,
     nginx_passes_on_what_is_answered,
+    nginx_lets_nobody_in_whatever_it_is_answered_instead,
 ];
 
 const UNKNOWN: &[(&str, &str)] = &[("www-authenticate", "Bearer realm=\"api\"")];
@@ -924,14 +925,15 @@ struct Nginx {
 }
 
 impl Nginx {
-    fn start(server: &Server, serving: &Serving) -> Self {
+    /// It asks what listens on that port.
+    fn start(server: &Server, asked: u16) -> Self {
         let (port, folder) = (free_port(), server.directory().join("nginx"));
         fs::create_dir_all(folder.join("html/api")).unwrap();
         fs::write(folder.join("html/api/page"), "the page\n").unwrap();
         let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/nginx.conf");
         let text = fs::read_to_string(example).unwrap();
         let text = text.replace("127.0.0.1:8000", &format!("127.0.0.1:{port}"));
-        let text = text.replace("127.0.0.1:8080", &format!("127.0.0.1:{}", serving.port));
+        let text = text.replace("127.0.0.1:8080", &format!("127.0.0.1:{asked}"));
         fs::write(folder.join("nginx.conf"), text).unwrap();
         let log = File::create(folder.join("start.log")).unwrap();
         // Not every user's PATH has it.
@@ -973,7 +975,7 @@ fn nginx_passes_on_what_is_answered(sut: &Sut) {
     let limited = new_key(&mut c, "acme", "shop limited SCOPES * LIMIT 2 1h");
     let elsewhere = new_key(&mut c, "acme", "shop elsewhere SCOPES * ALLOW 192.0.2.0/24");
     let serving = Serving::start(&server, &[]);
-    let nginx = Nginx::start(&server, &serving);
+    let nginx = Nginx::start(&server, serving.port);
     let get = |key: &str| nginx.get("/api/page", &[("X-API-Key", key)]);
     get(&key).check("valid", 200, "", &[]);
     assert_eq!(get(&key).body, "the page\n");
@@ -987,9 +989,18 @@ fn nginx_passes_on_what_is_answered(sut: &Sut) {
     full.push(("retry-after", "~3600"));
     get(&limited).check("the third", 429, "RATE_LIMITED", &full);
     nginx.get("/api/none", &[("X-API-Key", &key)]).check("let in, but nothing there", 404, "", &[]);
-    assert_eq!(nginx.get("/keyguard", &[("X-API-Key", &key)]).status, 404, "the question is not for callers");
+    assert_eq!(nginx.get("/keyguard", &[("X-API-Key", &key)]).status, 403, "the question is not for callers");
     // What a caller adds changes nothing.
-    for (name, value) in [("X-Forwarded-For", "192.0.2.1"), ("X-Forwarded-Uri", "/"), ("X-Required-Scope", "x")] {
+    let cookies = "x".repeat(7000);
+    for (name, value) in [
+        ("X-Forwarded-For", "192.0.2.1"),
+        ("X-Forwarded-Uri", "/"),
+        ("X-Original-URI", "/"),
+        ("X-Forwarded-Method", "PUT"),
+        ("X-Required-Scope", "x"),
+        ("X-Required-Cost", "1000"),
+        ("Cookie", &cookies),
+    ] {
         nginx.get("/api/page", &[("X-API-Key", &key), (name, value)]).check(name, 200, "", &[]);
         nginx.get("/api/page", &[("X-API-Key", &elsewhere), (name, value)]).check(name, 403, "IP_NOT_ALLOWED", &[]);
     }
@@ -1000,4 +1011,18 @@ fn nginx_passes_on_what_is_answered(sut: &Sut) {
     get(&key).check("no server", 503, "UNAVAILABLE", &[]);
     drop(serving);
     get(&key).check("no keyguard either", 503, "UNAVAILABLE", &[]);
+}
+
+fn nginx_lets_nobody_in_whatever_it_is_answered_instead(sut: &Sut) {
+    let server = sut.server();
+    // Without the header that says which it is, it may be anybody's.
+    for status in [400, 404, 405, 413, 414, 429, 431, 500, 502, 503, 504] {
+        let answer: &'static str = format!("HTTP/1.1 {status} What\r\nContent-Length: 0\r\n\r\n").leak();
+        let nginx = Nginx::start(&server, stranger(answer.as_bytes()));
+        let answer = nginx.get("/api/page", &[("X-API-Key", "kg_live_nobody")]);
+        answer.check(&status.to_string(), 503, "UNAVAILABLE", &[]);
+    }
+    // Of this one nginx makes nothing but a failure.
+    let late = Nginx::start(&server, stranger(b"HTTP/1.1 408 Late\r\nContent-Length: 0\r\n\r\n"));
+    assert_eq!(late.get("/api/page", &[]).status, 500);
 }
