@@ -10,8 +10,8 @@ use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion,
-    RedisError, RedisResult, ServerErrorKind, Value,
+    Arg, AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
+    ProtocolVersion, RedisError, RedisResult, ServerErrorKind, Value,
 };
 use tokio::sync::watch;
 use tokio::time;
@@ -29,6 +29,9 @@ const CONNECTING: Duration = Duration::from_secs(10);
 
 /// How long to wait for the answer of a command that was asked to wait itself: longer than the module ever does.
 const PATIENCE: Duration = Duration::from_secs(367 * 24 * 3600);
+
+/// How many answers in a row may fail to come before a server is given up of which something is awaited: it may be busy for a while.
+const MISSED: u32 = 2;
 
 /// How often a cluster may send a command elsewhere before that is an answer.
 const REDIRECTIONS: usize = 5;
@@ -145,6 +148,26 @@ impl Server {
                 _ => error.into(),
             }
         })
+    }
+
+    /// Ends when the server answers nothing any more: a command that waits would do so for ever. It is asked on and on, with too few of the
+    /// command's own words, which it refuses whoever asks; that is an answer.
+    pub async fn silence(&self, command: &Cmd) -> Failure {
+        let mut question = Cmd::new();
+        for word in command.args_iter().take(2) {
+            if let Arg::Simple(word) = word {
+                question.arg(word);
+            }
+        }
+        let mut missed = 0;
+        loop {
+            time::sleep(TIMEOUT).await;
+            match self.ask(&question).await {
+                Err(failure @ Failure::Unreachable(_)) if missed >= MISSED => return failure,
+                Err(Failure::Unreachable(_)) => missed += 1,
+                _ => missed = 0,
+            }
+        }
     }
 
     /// The connection, made if there is none.
