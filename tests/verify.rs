@@ -374,6 +374,11 @@ fn a_cluster_is_asked_at_whichever_node_has_the_store(sut: &Sut) {
         }
     };
     both("at rest");
+    let metrics = serving.send("GET", "/metrics", &[], "").body;
+    for node in &cluster.primaries {
+        let line = format!("keyguard_server_auth_valid{{node=\"127.0.0.1:{}\"}} 1", node.port());
+        assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
+    }
     let (slot, source) = cluster.place_of(stores[1].as_bytes());
     cluster.begin_migration(slot, source, 0);
     // While keys are on their way, a node may miss one that it needs, and says so.
