@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use trycmd::TestCases;
 
@@ -46,6 +46,7 @@ server_tests![
     a_closed_pipe_makes_no_yes_of_a_no,
     a_secret_that_nobody_takes_is_told_of,
     a_wait_may_take_longer_than_an_answer,
+    what_waits_does_so_as_long_as_the_server_answers,
     a_node_stands_for_its_cluster,
 ];
 
@@ -500,6 +501,34 @@ fn a_wait_may_take_longer_than_an_answer(sut: &Sut) {
     assert!(run(&server, &claim, b"").status.success());
     let output = run(&server, &[&claim[..], &["--block", "1m"]].concat(), b"");
     assert!(output.status.success(), "{output:?}");
+}
+
+/// Nobody waits for the answer of a server that gives none to anybody.
+fn what_waits_does_so_as_long_as_the_server_answers(sut: &Sut) {
+    let server = sut.server();
+    let run = |window: &str| {
+        let claim = ["limit", "claim", "vendor", "1", window];
+        assert!(run(&server, &claim, b"").status.success());
+        let mut command = tool(&server);
+        command.args([&claim[..], &["--block", "5m"]].concat()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    // Longer than it takes to notice that nothing comes.
+    let output = run("9s").wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    server.client().ok("DEL vendor");
+    let waiting = run("10m");
+    let mut c = server.client();
+    eventually("the claim waiting", || {
+        expect(c.info_number("clients", "blocked_clients") == 1, || "it does not".to_owned())
+    });
+    let pid = server.client().info_number("server", "process_id").to_string();
+    assert!(Command::new("kill").args(["-STOP", &pid]).status().unwrap().success());
+    let output = waiting.wait_with_output();
+    assert!(Command::new("kill").args(["-CONT", &pid]).status().unwrap().success());
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(String::from_utf8(output.stderr).unwrap().contains("does not answer"));
 }
 
 fn a_node_stands_for_its_cluster(sut: &Sut) {

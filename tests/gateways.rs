@@ -258,6 +258,9 @@ fn no_spelling_gets_round_a_rule_for_a_path(gateway: &Gateway, key: &str) {
         "/api/%3f/../orders",
         "/api/%23/../orders",
         "/api/x/..%2forders",
+        "/api/orders;x=1",
+        "/api;x/orders",
+        "/api/x\\..\\orders",
         "/api/orders%00",
         "/api/orders%3f",
         "/api/x?/../../orders",
@@ -280,7 +283,7 @@ fn no_spelling_gets_round_a_rule_for_a_path(gateway: &Gateway, key: &str) {
     blocked.check("a blocked path", 403, "IP_BLOCKED", &[("retry-after", "~3600")]);
 }
 
-/// The path in which everything is decoded, once, and then resolved.
+/// The path in which everything is decoded, once, and then resolved, as some read backslashes, and parameters of segments.
 fn as_an_application_may_read(target: &str) -> String {
     let target = target.strip_prefix("http://localhost").unwrap_or(target);
     let path = target.split(['?', '#']).next().unwrap();
@@ -301,8 +304,8 @@ fn as_an_application_may_read(target: &str) -> String {
     }
     let decoded = String::from_utf8(decoded).unwrap();
     let mut parts: Vec<&str> = Vec::new();
-    for part in decoded.split('/') {
-        match part {
+    for part in decoded.split(['/', '\\']) {
+        match part.split(';').next().unwrap() {
             "" | "." => {}
             ".." => drop(parts.pop()),
             part => parts.push(part),

@@ -19,17 +19,26 @@ use crate::harness::{
 server_tests![
     every_code_has_its_status_and_headers,
     a_proxy_is_believed_about_path_method_and_address,
+    a_path_that_can_be_read_in_two_ways_is_kept_out_by_every_block_and_let_in_by_none_that_allows,
+    a_mistake_of_whoever_asks_is_told_to_him_and_is_no_failure_of_the_server,
     the_prefix_of_a_key_says_which_store_is_asked,
     a_cluster_is_asked_at_whichever_node_has_the_store,
+    a_user_who_cannot_find_a_store_in_a_cluster_is_told_what_is_missing,
+    a_primary_that_hangs_and_is_replaced_is_found_again,
+    a_node_that_hangs_from_the_start_keeps_nobody_from_the_others,
     an_unknown_key_is_never_let_in_while_the_server_comes_and_goes,
     a_server_that_hangs_holds_nobody_up_for_long,
     a_server_that_has_hung_is_found_again_while_calls_go_on,
     with_fail_open_only_an_absent_server_lets_in,
+    with_fail_open_nobody_is_let_in_for_a_mistake_in_how_it_is_set_up,
     metrics_and_health_say_how_it_stands,
     what_is_under_way_is_answered_before_the_end,
     requests_that_are_too_large_or_too_slow_are_ended,
+    connections_that_do_nothing_keep_others_waiting_for_a_while_at_most,
+    who_may_not_open_as_many_files_as_there_may_be_connections_is_told,
     what_cannot_be_listened_on_is_said,
     nginx_passes_on_what_is_answered,
+    nginx_lets_nobody_in_whatever_it_is_answered_instead,
 ];
 
 const UNKNOWN: &[(&str, &str)] = &[("www-authenticate", "Bearer realm=\"api\"")];
@@ -121,6 +130,8 @@ fn every_code_has_its_status_and_headers(sut: &Sut) {
         assert_eq!(caller.headers[&format!("x-keyguard-{name}")], value);
     }
 
+    assert_eq!(get(&serving, "/verify", &none).headers["x-keyguard-scopes"], "-");
+
     get(&serving, "/verify", &limited).check("the first", 200, "", &limits("1", "\"default\";r=1;t=~3600"));
     get(&serving, "/verify", &limited).check("the second", 200, "", &limits("0", "\"default\";r=0;t=~3600"));
     let mut full = limits("0", "\"default\";r=0;t=~3600");
@@ -159,7 +170,6 @@ fn a_proxy_is_believed_about_path_method_and_address(sut: &Sut) {
             "/%61dmin",
             "//admin",
             "/admin/x://y/z",
-            "/admin#",
             "/x/../admin",
             "/public/%3F/../admin",
             "http://localhost/x/%3f/../../admin",
@@ -167,15 +177,37 @@ fn a_proxy_is_believed_about_path_method_and_address(sut: &Sut) {
         ] {
             ask("/verify", &[(name, uri)]).check(uri, 403, "IP_BLOCKED", &[]);
         }
-        for uri in ["/", "/public?x=/admin", "/administration"] {
+        for uri in ["/", "/public?x=/admin", "/public?x#y", "/administration"] {
             ask("/verify", &[(name, uri)]).check(uri, 200, "", &[]);
         }
     }
     // Envoy appends path and query of the request.
     ask("/verify/admin", &[]).check("Envoy", 403, "IP_BLOCKED", &[]);
-    ask("/verify/admin/x?scope=any", &[("X-Original-URI", "/")]).check("Envoy", 403, "IP_BLOCKED", &[]);
+    ask("/verify/admin/x?scope=any", &[]).check("Envoy", 403, "IP_BLOCKED", &[]);
     ask("/verify/", &[]).check("Envoy", 200, "", &[]);
+    ask("/verify/?page=2", &[]).check("the caller's query", 200, "", &[]);
     ask("/verify/public?scope=any&cost=5", &[]).check("the caller's query", 200, "", &[]);
+    ask("/verify/public", &[("X-Forwarded-Proto", "https"), ("X-Envoy-Original-Path", "/")]).check(
+        "Envoy",
+        200,
+        "",
+        &[],
+    );
+    // One who names a path beside it may be the caller: which of the two is guarded is not certain.
+    for (name, value) in [
+        ("X-Original-URI", "/"),
+        ("X-Forwarded-Uri", "/public"),
+        ("X-Original-Method", "GET"),
+        ("X-Forwarded-Method", "GET"),
+    ] {
+        for path in ["/verify/", "/verify/public", "/verify/admin"] {
+            ask(path, &[(name, value)]).check(name, 400, "BAD_REQUEST", &[]);
+        }
+    }
+    // Whoever demands something behind a slash must not believe that it is heeded.
+    for demand in ["scope=orders:read", "x=y&scope=x", "cost=5", "%73cope=x"] {
+        ask(&format!("/verify/?{demand}"), &[]).check(demand, 400, "BAD_REQUEST", &[]);
+    }
     // A caller cannot make a rule miss by a header that the proxy leaves alone.
     let two = [("X-Original-URI", "/"), ("X-Forwarded-Uri", "/admin")];
     ask("/verify", &two).check("two paths", 400, "BAD_REQUEST", &[]);
@@ -184,7 +216,6 @@ fn a_proxy_is_believed_about_path_method_and_address(sut: &Sut) {
     ask("/verify", &[("X-Original-URI", "/"), ("X-Forwarded-Uri", "/")]).check("one path", 200, "", &[]);
     for name in ["X-Original-Method", "X-Forwarded-Method"] {
         ask("/verify", &[(name, "DELETE")]).check(name, 200, "", &[]);
-        ask("/verify", &[(name, "NO METHOD")]).check(name, 503, "UNAVAILABLE", &[]);
     }
 
     let forwarded = |serving: &Serving, key: &str, addresses: &str| {
@@ -201,6 +232,103 @@ fn a_proxy_is_believed_about_path_method_and_address(sut: &Sut) {
     let wary = Serving::start(&server, &["--trusted-proxy", "203.0.113.0/24"]);
     forwarded(&wary, &key, "198.51.100.7").check("no proxy", 200, "", &[]);
     forwarded(&wary, &elsewhere, "192.0.2.1").check("no proxy", 403, "IP_NOT_ALLOWED", &[]);
+}
+
+/// What stands behind the proxy may read such a path in another way than we do: then it is none that a rule could miss.
+fn a_path_that_can_be_read_in_two_ways_is_kept_out_by_every_block_and_let_in_by_none_that_allows(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let key = new_key(&mut c, "acme", "shop web");
+    c.ok("KG.BLOCKIP acme 198.51.100.7 PATH /admin");
+    c.ok("KG.BLOCKIP acme 198.51.100.8");
+    c.ok("KG.ALLOWIP acme 198.51.100.8 PATH /public");
+    let serving = Serving::start(&server, &[]);
+    let ask = |address: &str, uri: &str| {
+        let headers = [("X-API-Key", &*key), ("X-Forwarded-For", address), ("X-Original-URI", uri)];
+        serving.send("GET", "/verify", &headers, "")
+    };
+    let [blocked_there, allowed_there] = ["198.51.100.7", "198.51.100.8"];
+    ask(blocked_there, "/public/x").check("another path", 200, "", &[]);
+    ask(allowed_there, "/public/x").check("the path", 200, "", &[]);
+    let long = format!("/public/{}", "x".repeat(2000));
+    for uri in [
+        "",
+        "*",
+        "admin",
+        "localhost:443",
+        "/public/../admin",
+        "/public/%2e%2e/admin",
+        "/public/.%2E/admin",
+        "/public%2f..%2fadmin",
+        "/public/./x",
+        r"/public\..\admin",
+        r"/public\x",
+        "/public%5c..%5cadmin",
+        "/public;/../admin",
+        "/public/..;/admin",
+        "/public/..%3bx/admin",
+        "/public;x=1/y",
+        "//public/admin",
+        "/%2fpublic/admin",
+        "http://localhost//public/x",
+        r"http://localhost\admin/public/x",
+        "admin/x://localhost/public/x",
+        "://localhost/public/x",
+        "/public/%00",
+        "/public/%0a",
+        "/public/%ff",
+        "/public/%c0%ae%c0%ae/admin",
+        &long,
+    ] {
+        for address in [blocked_there, allowed_there] {
+            ask(address, uri).check(uri, 403, "IP_BLOCKED", &[]);
+        }
+        ask("192.0.2.1", uri).check(uri, 200, "", &[]);
+    }
+    // Where one reads a path on, another may take it to end.
+    for uri in ["/public#/../admin", "/admin#", "#", "http://localhost#/admin"] {
+        ask("192.0.2.1", uri).check(uri, 400, "BAD_REQUEST", &[]);
+    }
+}
+
+fn a_mistake_of_whoever_asks_is_told_to_him_and_is_no_failure_of_the_server(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let key = new_key(&mut c, "acme", "shop web");
+    let serving = Serving::start(&server, &["--store-by-prefix", "stray=stray"]);
+    let long = "M".repeat(40);
+    for (path, header) in [
+        ("/verify", ("X-Original-Method", "NO METHOD")),
+        ("/verify", ("X-Forwarded-Method", &*long)),
+        ("/verify?cost=+5", ("X-None", "")),
+        ("/verify?cost=%2B5", ("X-None", "")),
+        ("/verify?cost=1&cost=2", ("X-None", "")),
+        ("/verify?cost=1", ("X-Required-Cost", "1")),
+        ("/verify?cost=1:%20", ("X-None", "")),
+        ("/verify?scope=a%20b", ("X-None", "")),
+    ] {
+        let answer = serving.send("GET", path, &[("X-API-Key", &key), header], "");
+        answer.check(path, 400, "BAD_REQUEST", &[]);
+        assert!(answer.body.contains("detail") && !answer.body.contains("MMM"), "{answer:?}");
+    }
+    assert!(!serving.log().contains("no answer"), "{}", serving.log());
+    assert!(serving_metric(&serving, "keyguard_verify_answers_total{code=\"BAD_REQUEST\"} 8"));
+    // One store that is not there says nothing about the others, and is told of once.
+    for _ in 0..10 {
+        get(&serving, "/verify", "stray_key").check("no store", 503, "UNAVAILABLE", &[]);
+        get(&serving, "/verify", &key).check("a store", 200, "", &[]);
+    }
+    let log = serving.log();
+    assert_eq!(log.matches("no answer to KG.AUTH").count(), 1, "{log}");
+    assert!(log.contains("stray") && !log.contains("again"), "{log}");
+    c.ok("KG.ADDORG stray shop");
+    let stray = new_key(&mut c, "stray", "shop web PREFIX stray");
+    eventually("the store being told of", || {
+        get(&serving, "/verify", &stray).check("the store", 200, "", &[]);
+        expect(serving.log().contains("answered again"), || serving.log())
+    });
 }
 
 fn the_prefix_of_a_key_says_which_store_is_asked(sut: &Sut) {
@@ -246,6 +374,11 @@ fn a_cluster_is_asked_at_whichever_node_has_the_store(sut: &Sut) {
         }
     };
     both("at rest");
+    let metrics = serving.send("GET", "/metrics", &[], "").body;
+    for node in &cluster.primaries {
+        let line = format!("keyguard_server_auth_valid{{node=\"127.0.0.1:{}\"}} 1", node.port());
+        assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
+    }
     let (slot, source) = cluster.place_of(stores[1].as_bytes());
     cluster.begin_migration(slot, source, 0);
     // While keys are on their way, a node may miss one that it needs, and says so.
@@ -263,6 +396,108 @@ fn a_cluster_is_asked_at_whichever_node_has_the_store(sut: &Sut) {
     assert_ne!(meanwhile("on its way"), 200);
     cluster.end_migration(slot, 0);
     both("moved");
+}
+
+/// One store on each of the cluster's first two nodes, and a key of each.
+fn stores_on_two_nodes(cluster: &Cluster) -> [(String, String); 2] {
+    [0, 1].map(|node| {
+        let mut names = (0..).map(|n| format!("store{n}"));
+        let store = names.find(|name| cluster.place_of(name.as_bytes()).1 == node).unwrap();
+        let mut c = cluster.primaries[node].client();
+        c.ok(format!("KG.ADDORG {store} shop"));
+        let key = new_key(&mut c, &store, &format!("shop web PREFIX s{node}"));
+        (store, key)
+    })
+}
+
+/// Serves the stores by the prefixes of their keys.
+fn serve_two_nodes(at: &Server, stores: &[(String, String); 2], url: &str, further: &[&str]) -> Serving {
+    let routes = [0, 1].map(|node| format!("--store-by-prefix=s{node}={}", stores[node].0));
+    Serving::start(at, &[&["--url", url, &*routes[0], &*routes[1]], further].concat())
+}
+
+fn a_user_who_cannot_find_a_store_in_a_cluster_is_told_what_is_missing(sut: &Sut) {
+    let cluster = Cluster::start((0..2).map(|_| sut.setup().cluster(5000)).collect(), Vec::new());
+    let stores = stores_on_two_nodes(&cluster);
+    for (user, rights) in [("gate", "+kg.auth"), ("reader", "+kg.auth +info")] {
+        for node in &cluster.primaries {
+            node.client().ok(format!("ACL SETUSER {user} on nopass ~* {rights}"));
+        }
+        let url = format!("redis://{user}:x@127.0.0.1:{}", cluster.primaries[0].port());
+        let serving = serve_two_nodes(&cluster.primaries[0], &stores, &url, &["--fail-open"]);
+        if user == "gate" {
+            get(&serving, "/verify", &stores[0].1).check("a store of this node", 200, "", &[]);
+        }
+        get(&serving, "/verify", &stores[1].1).check("a store of another node", 503, "UNAVAILABLE", &[]);
+        let log = serving.log();
+        let wanted = if user == "gate" { "+info and +cluster|slots" } else { "cluster|slots" };
+        assert!(log.contains(wanted), "{log}");
+    }
+}
+
+fn a_primary_that_hangs_and_is_replaced_is_found_again(sut: &Sut) {
+    let node = || sut.setup().cluster(60_000).with("cluster-require-full-coverage", "no");
+    let replica = || node().with("cluster-replica-no-failover", "yes");
+    let cluster = Cluster::start([(); 2].map(|()| node()).into(), [(); 2].map(|()| replica()).into());
+    let stores = stores_on_two_nodes(&cluster);
+    for (primary, replica) in cluster.primaries.iter().zip(&cluster.replicas) {
+        primary.wait_for(replica);
+    }
+    // The URL's own node is the last to go: it is no more than the one that was asked first.
+    for victim in [1, 0] {
+        let url = format!("redis://127.0.0.1:{}", cluster.primaries[0].port());
+        let serving = serve_two_nodes(&cluster.primaries[0], &stores, &url, &[]);
+        for (store, key) in &stores {
+            eventually("at rest", || {
+                let answer = get(&serving, "/verify", key);
+                expect(answer.status == 200, || format!("{store}: {answer:?} {}", serving.log()))
+            });
+        }
+        let pid = pid_of(&cluster.primaries[victim]);
+        signal(pid, "-STOP");
+        let (hung, well) = (&stores[victim].1, &stores[1 - victim].1);
+        get(&serving, "/verify", hung).check("it hangs", 503, "UNAVAILABLE", &[]);
+        get(&serving, "/verify", well).check("another node", 200, "", &[]);
+        cluster.replicas[victim].client().ok("CLUSTER FAILOVER TAKEOVER");
+        let begun = Instant::now();
+        eventually("the successor being found", || {
+            get(&serving, "/verify", well).check("another node", 200, "", &[]);
+            let answer = get(&serving, "/verify", hung);
+            expect(answer.status == 200, || format!("node {victim}: {answer:?} {}", serving.log()))
+        });
+        let took = begun.elapsed();
+        signal(pid, "-CONT");
+        assert!(took < Duration::from_secs(30), "{took:?}");
+        // It learns that it is a replica now.
+        eventually("the old primary giving in", || {
+            let role = cluster.primaries[victim].client().ok("ROLE").list()[0].text();
+            expect(role == "slave", || role.clone())
+        });
+    }
+}
+
+fn a_node_that_hangs_from_the_start_keeps_nobody_from_the_others(sut: &Sut) {
+    let node = || sut.setup().cluster(60_000).with("cluster-require-full-coverage", "no");
+    let cluster = Cluster::start([(); 2].map(|()| node()).into(), Vec::new());
+    let stores = stores_on_two_nodes(&cluster);
+    let pid = pid_of(&cluster.primaries[1]);
+    signal(pid, "-STOP");
+    let url = format!("redis://127.0.0.1:{}", cluster.primaries[0].port());
+    let serving = serve_two_nodes(&cluster.primaries[0], &stores, &url, &[]);
+    eventually("a store of a node that does not hang", || {
+        let answer = get(&serving, "/verify", &stores[0].1);
+        expect(answer.status == 200, || format!("{answer:?} {}", serving.log()))
+    });
+    // What is asked of the other in between, and comes to nothing, changes nothing about that.
+    for _ in 0..3 {
+        get(&serving, "/verify", &stores[1].1).check("it hangs", 503, "UNAVAILABLE", &[]);
+        get(&serving, "/verify", &stores[0].1).check("another node", 200, "", &[]);
+    }
+    signal(pid, "-CONT");
+    eventually("the node that hung", || {
+        let answer = get(&serving, "/verify", &stores[1].1);
+        expect(answer.status == 200, || format!("{answer:?} {}", serving.log()))
+    });
 }
 
 fn an_unknown_key_is_never_let_in_while_the_server_comes_and_goes(sut: &Sut) {
@@ -303,8 +538,13 @@ fn an_unknown_key_is_never_let_in_while_the_server_comes_and_goes(sut: &Sut) {
         }
         over.store(true, Ordering::Relaxed);
     });
+    // What changes within a second is told later.
+    eventually("the log saying so", || {
+        get(&serving, "/verify", &valid).check("back", 200, "", &[]);
+        expect(serving.log().contains("is answered again"), || serving.log())
+    });
     let log = serving.log();
-    assert!(log.contains("is answered again") && !log.contains(&valid) && !log.contains("kg_live_"), "{log}");
+    assert!(!log.contains(&valid) && !log.contains("kg_live_"), "{log}");
 
     // A server that may not write lets nobody in either.
     let primary = sut.server();
@@ -439,14 +679,65 @@ fn with_fail_open_only_an_absent_server_lets_in(sut: &Sut) {
         let answer = get(&serving, "/verify", key);
         answer.check("no server", 200, "", &[]);
         assert_eq!(answer.headers["x-keyguard-code"], "UNAVAILABLE");
-        // What a caller says that he is, the proxy replaces by this.
-        assert_eq!(answer.headers.get("x-keyguard-organization").map(|name| name.trim()), Some(""), "{answer:?}");
+        // What a caller says that he is, the proxy replaces by this, which must not be empty: some then leave what he said.
+        for name in ["key-id", "organization", "label", "scopes"] {
+            assert_eq!(answer.headers[&format!("x-keyguard-{name}")], "-");
+        }
     }
     server.start_again();
     eventually("refusals being back", || {
         let answer = get(&serving, "/verify", "kg_live_nobody");
         expect(answer.status == 401, || format!("{answer:?}"))
     });
+}
+
+/// A server that answers whatever it is sent with this.
+fn stranger(answer: &'static [u8]) -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for mut connection in listener.incoming().map_while(Result::ok) {
+            thread::spawn(move || {
+                while let Ok(1..) = connection.read(&mut [0; 4096]) {
+                    let _ = connection.write_all(answer);
+                }
+            });
+        }
+    });
+    port
+}
+
+fn with_fail_open_nobody_is_let_in_for_a_mistake_in_how_it_is_set_up(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let key = new_key(&mut c, "acme", "shop web");
+    c.ok("ACL SETUSER guest on nopass ~* +info");
+    c.ok("ACL SETUSER closed on nopass resetkeys +@all");
+    let bare = sut.setup().without_module().start();
+    let (port, bare) = (server.port(), bare.port());
+    let http = stranger(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+    // As often as it is asked something at once.
+    let old = stranger(b"-NOPROTO unsupported protocol version\r\n-ERR no\r\n-ERR no\r\n");
+    for (about, url, reason) in [
+        ("a user who may not ask", format!("redis://guest:x@127.0.0.1:{port}"), "not_permitted"),
+        ("a user who may not see the store", format!("redis://closed:x@127.0.0.1:{port}"), "not_permitted"),
+        ("a user that there is not", format!("redis://nobody:x@127.0.0.1:{port}"), "not_permitted"),
+        ("no module", format!("redis://127.0.0.1:{bare}"), "no_module"),
+        ("no such database", format!("redis://127.0.0.1:{port}/99"), ""),
+        ("no TLS", format!("rediss://127.0.0.1:{http}"), "misconfigured"),
+        ("another protocol", format!("redis://127.0.0.1:{http}"), ""),
+        ("an older protocol", format!("redis://127.0.0.1:{old}"), ""),
+    ] {
+        let serving = Serving::start(&server, &["--fail-open", "--url", &url]);
+        get(&serving, "/verify", &key).check(about, 503, "UNAVAILABLE", &[]);
+        let health = serving.send("GET", "/healthz", &[], "");
+        assert!(health.status == 503 && health.body.contains(reason), "{about}: {health:?} {}", serving.log());
+    }
+    for url in [format!("redis://127.0.0.1:{}", free_port()), "unix:///nowhere/redis.sock".to_owned()] {
+        let serving = Serving::start(&server, &["--fail-open", "--url", &url]);
+        get(&serving, "/verify", &key).check("no server", 200, "", &[]);
+    }
 }
 
 fn metrics_and_health_say_how_it_stands(sut: &Sut) {
@@ -537,9 +828,11 @@ fn requests_that_are_too_large_or_too_slow_are_ended(sut: &Sut) {
     let status = |answer: &str| answer.split(' ').nth(1).and_then(|status| status.parse::<u16>().ok());
     let head = "GET /verify HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n";
     let large = converse(format!("{head}X-API-Key: {}\r\n\r\n", "k".repeat(1 << 20)).as_bytes());
-    assert!(status(&large).is_none_or(|status| (400..500).contains(&status)), "{large}");
-    let many = converse(format!("{head}{}\r\n", "X-A: b\r\n".repeat(10_000)).as_bytes());
-    assert!(status(&many).is_none_or(|status| (400..500).contains(&status)), "{many}");
+    assert!(status(&large).is_none_or(|status| status == 431), "{large}");
+    let many = converse(format!("{head}{}\r\n", "X-A: b\r\n".repeat(200)).as_bytes());
+    assert_eq!(status(&many), Some(431), "{many}");
+    let long = converse(format!("{head}X-API-Key: {}\r\n\r\n", "k".repeat(40_000)).as_bytes());
+    assert_eq!(status(&long), Some(401), "{long}");
     assert_eq!(status(&converse(b"nonsense\r\n\r\n")), Some(400));
     // A body that never comes is not waited for.
     let announced = converse(format!("{head}Content-Length: 1000000\r\n\r\n").as_bytes());
@@ -554,6 +847,59 @@ fn requests_that_are_too_large_or_too_slow_are_ended(sut: &Sut) {
         }
     });
     get(&serving, "/verify", "").check("others", 401, "NOT_FOUND", UNKNOWN);
+}
+
+fn connections_that_do_nothing_keep_others_waiting_for_a_while_at_most(sut: &Sut) {
+    let server = sut.server();
+    server.client().ok("KG.ADDORG acme shop");
+    let serving = Serving::start(&server, &["--max-connections", "2"]);
+    get(&serving, "/verify", "").check("nobody else", 401, "NOT_FOUND", UNKNOWN);
+    let connect = || TcpStream::connect((Ipv4Addr::LOCALHOST, serving.port)).unwrap();
+    let idle = [connect(), connect()];
+    let mut third = connect();
+    third.write_all(b"GET /verify HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    third.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let mut answer = [0; 12];
+    assert_eq!(third.read(&mut answer).unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "there is no place for it");
+    third.set_read_timeout(Some(Duration::from_secs(40))).unwrap();
+    third.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 401");
+    drop(idle);
+    let alone = Serving::start(&server, &["--max-connections", "1"]);
+    for _ in 0..20 {
+        get(&alone, "/verify", "").check("one after the other", 401, "NOT_FOUND", UNKNOWN);
+    }
+}
+
+fn who_may_not_open_as_many_files_as_there_may_be_connections_is_told(sut: &Sut) {
+    let server = sut.server();
+    server.client().ok("KG.ADDORG acme shop");
+    for (limits, warned) in [("ulimit -n 128", true), ("ulimit -Sn 128", false)] {
+        let (port, log) = (free_port(), server.directory().join("limited.log"));
+        let mut command = tool(&server);
+        let program = command.get_program().to_owned();
+        command = {
+            let mut shell = Command::new("/bin/sh");
+            shell
+                .arg("-c")
+                .arg(format!("{limits} && exec \"$0\" serve --max-connections 400 --listen 127.0.0.1:{port}"));
+            shell.arg(program).envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            shell
+        };
+        let file = File::create(&log).unwrap();
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).spawn().unwrap();
+        let said = || fs::read_to_string(&log).unwrap();
+        eventually("it listening", || expect(said().contains("listens on"), said));
+        // More than it may have files for at first.
+        let connect = |_| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        let idle: Vec<TcpStream> = (0..if warned { 10 } else { 200 }).map(connect).collect();
+        let answer = Response::of(port, "GET", "/verify", &[], "");
+        drop(idle);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        answer.check(limits, 401, "NOT_FOUND", UNKNOWN);
+        assert_eq!(said().contains("takes 64 connections at a time, not 400"), warned, "{limits}: {}", said());
+    }
 }
 
 fn what_cannot_be_listened_on_is_said(sut: &Sut) {
@@ -584,14 +930,15 @@ struct Nginx {
 }
 
 impl Nginx {
-    fn start(server: &Server, serving: &Serving) -> Self {
+    /// It asks what listens on that port.
+    fn start(server: &Server, asked: u16) -> Self {
         let (port, folder) = (free_port(), server.directory().join("nginx"));
         fs::create_dir_all(folder.join("html/api")).unwrap();
         fs::write(folder.join("html/api/page"), "the page\n").unwrap();
         let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/nginx.conf");
         let text = fs::read_to_string(example).unwrap();
         let text = text.replace("127.0.0.1:8000", &format!("127.0.0.1:{port}"));
-        let text = text.replace("127.0.0.1:8080", &format!("127.0.0.1:{}", serving.port));
+        let text = text.replace("127.0.0.1:8080", &format!("127.0.0.1:{asked}"));
         fs::write(folder.join("nginx.conf"), text).unwrap();
         let log = File::create(folder.join("start.log")).unwrap();
         // Not every user's PATH has it.
@@ -633,7 +980,7 @@ fn nginx_passes_on_what_is_answered(sut: &Sut) {
     let limited = new_key(&mut c, "acme", "shop limited SCOPES * LIMIT 2 1h");
     let elsewhere = new_key(&mut c, "acme", "shop elsewhere SCOPES * ALLOW 192.0.2.0/24");
     let serving = Serving::start(&server, &[]);
-    let nginx = Nginx::start(&server, &serving);
+    let nginx = Nginx::start(&server, serving.port);
     let get = |key: &str| nginx.get("/api/page", &[("X-API-Key", key)]);
     get(&key).check("valid", 200, "", &[]);
     assert_eq!(get(&key).body, "the page\n");
@@ -647,9 +994,18 @@ fn nginx_passes_on_what_is_answered(sut: &Sut) {
     full.push(("retry-after", "~3600"));
     get(&limited).check("the third", 429, "RATE_LIMITED", &full);
     nginx.get("/api/none", &[("X-API-Key", &key)]).check("let in, but nothing there", 404, "", &[]);
-    assert_eq!(nginx.get("/keyguard", &[("X-API-Key", &key)]).status, 404, "the question is not for callers");
+    assert_eq!(nginx.get("/keyguard", &[("X-API-Key", &key)]).status, 403, "the question is not for callers");
     // What a caller adds changes nothing.
-    for (name, value) in [("X-Forwarded-For", "192.0.2.1"), ("X-Forwarded-Uri", "/"), ("X-Required-Scope", "x")] {
+    let cookies = "x".repeat(7000);
+    for (name, value) in [
+        ("X-Forwarded-For", "192.0.2.1"),
+        ("X-Forwarded-Uri", "/"),
+        ("X-Original-URI", "/"),
+        ("X-Forwarded-Method", "PUT"),
+        ("X-Required-Scope", "x"),
+        ("X-Required-Cost", "1000"),
+        ("Cookie", &cookies),
+    ] {
         nginx.get("/api/page", &[("X-API-Key", &key), (name, value)]).check(name, 200, "", &[]);
         nginx.get("/api/page", &[("X-API-Key", &elsewhere), (name, value)]).check(name, 403, "IP_NOT_ALLOWED", &[]);
     }
@@ -660,4 +1016,18 @@ fn nginx_passes_on_what_is_answered(sut: &Sut) {
     get(&key).check("no server", 503, "UNAVAILABLE", &[]);
     drop(serving);
     get(&key).check("no keyguard either", 503, "UNAVAILABLE", &[]);
+}
+
+fn nginx_lets_nobody_in_whatever_it_is_answered_instead(sut: &Sut) {
+    let server = sut.server();
+    // Without the header that says which it is, it may be anybody's.
+    for status in [400, 404, 405, 413, 414, 429, 431, 500, 502, 503, 504] {
+        let answer: &'static str = format!("HTTP/1.1 {status} What\r\nContent-Length: 0\r\n\r\n").leak();
+        let nginx = Nginx::start(&server, stranger(answer.as_bytes()));
+        let answer = nginx.get("/api/page", &[("X-API-Key", "kg_live_nobody")]);
+        answer.check(&status.to_string(), 503, "UNAVAILABLE", &[]);
+    }
+    // Of this one nginx makes nothing but a failure.
+    let late = Nginx::start(&server, stranger(b"HTTP/1.1 408 Late\r\nContent-Length: 0\r\n\r\n"));
+    assert_eq!(late.get("/api/page", &[]).status, 500);
 }

@@ -130,7 +130,7 @@ impl Finding {
     /// What could not be asked. That a user may not look is no problem of the server's; that it does not answer is one.
     fn unanswered(check: &'static str, failure: &Failure) -> Self {
         match failure {
-            Failure::Unreachable(_) => {
+            Failure::Unreachable(_) | Failure::Misconfigured(_) => {
                 Self::problem(check, failure.to_string(), failure.advice().unwrap_or("look at the server's log"))
             }
             _ => Self::not_looked_at(check, failure.to_string()),

@@ -1,6 +1,7 @@
 //! `keyguard serve`: the admin API, the gate that other HTTP servers ask, and a page to look at.
 
 mod admin;
+mod connections;
 mod metrics;
 mod page;
 mod proxies;
@@ -17,7 +18,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
-use clap::Args;
+use clap::{Args, value_parser};
 use tokio::signal::unix::{SignalKind, signal};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
@@ -27,6 +28,7 @@ use crate::cli::At;
 use crate::failure::Failure;
 use crate::server::Server;
 
+use self::connections::bounded;
 use self::metrics::Metrics;
 
 /// How long a request may take to arrive, and then to be answered; and how long those that are under way may take when we are to end.
@@ -50,6 +52,10 @@ pub struct Options {
     /// Its private key, in PEM.
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
+
+    /// How many connections there may be at a time; more wait until one ends.
+    #[arg(long, value_name = "N", default_value = "10000", value_parser = value_parser!(u32).range(1..))]
+    max_connections: u32,
 
     #[command(flatten)]
     admin: admin::Options,
@@ -92,10 +98,10 @@ pub async fn run(at: &At, options: Options) -> Result<(), Failure> {
     let handle = Handle::new();
     end_when_told(handle.clone())?;
     tokio::spawn(tell_when_listening(handle.clone(), if tls.is_some() { "https" } else { "http" }));
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let service = connections::limited(router, connections::affordable(options.max_connections));
     let served = match tls {
-        Some(config) => patient(axum_server::bind_rustls(listen, config)).handle(handle).serve(service).await,
-        None => patient(axum_server::bind(listen)).handle(handle).serve(service).await,
+        Some(config) => bounded(axum_server::bind_rustls(listen, config)).handle(handle).serve(service).await,
+        None => bounded(axum_server::bind(listen)).handle(handle).serve(service).await,
     };
     // Nothing but the address can be wrong: what goes wrong later ends one connection.
     served.map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}")).into())
@@ -107,12 +113,6 @@ async fn tls(certificate: &Path, key: &Path) -> Result<RustlsConfig, Failure> {
         let [certificate, key] = [certificate, key].map(Path::display);
         Failure::Usage(format!("--tls-cert {certificate}, --tls-key {key}: {error}"))
     })
-}
-
-/// Who sends nothing, or byte by byte, is not waited for without end.
-fn patient<A>(mut server: axum_server::Server<SocketAddr, A>) -> axum_server::Server<SocketAddr, A> {
-    server.http_builder().http1().header_read_timeout(PATIENCE);
-    server.first_request_timeout(PATIENCE)
 }
 
 async fn tell_when_listening(handle: Handle<SocketAddr>, scheme: &'static str) {

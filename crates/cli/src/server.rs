@@ -1,5 +1,6 @@
 //! The one way to the server: a connection that all of the process shares, and that comes back by itself.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -9,11 +10,12 @@ use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion,
-    RedisError, RedisResult, ServerErrorKind, Value,
+    Arg, AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
+    ProtocolVersion, RedisError, RedisResult, ServerErrorKind, Value,
 };
 use tokio::sync::watch;
 use tokio::time;
+use url::Url;
 
 use crate::failure::Failure;
 use crate::reply::{self, Json};
@@ -27,6 +29,9 @@ const CONNECTING: Duration = Duration::from_secs(10);
 
 /// How long to wait for the answer of a command that was asked to wait itself: longer than the module ever does.
 const PATIENCE: Duration = Duration::from_secs(367 * 24 * 3600);
+
+/// How many answers in a row may fail to come before a server is given up of which something is awaited: it may be busy for a while.
+const MISSED: u32 = 2;
 
 /// How often a cluster may send a command elsewhere before that is an answer.
 const REDIRECTIONS: usize = 5;
@@ -47,6 +52,8 @@ struct Inner {
     /// Whether a node of a cluster stands for itself.
     alone: bool,
     link: RwLock<Option<Arc<Link>>>,
+    /// The nodes of the cluster when it was last connected to: any of them knows the others.
+    nodes: RwLock<Vec<ConnectionInfo>>,
     /// The last attempt to connect: one at a time is made.
     attempt: Mutex<Option<Attempt>>,
 }
@@ -66,9 +73,7 @@ impl Server {
     /// [`Failure::Usage`] if this is no such URL.
     pub fn at(url: &str) -> Result<Self, Failure> {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let no_url = "it must begin with redis://, rediss:// or unix://";
-        let info =
-            url.into_connection_info().map_err(|_| Failure::Usage(format!("--url is not understood: {no_url}")))?;
+        let info = parse(url).map_err(|why| Failure::Usage(format!("--url is not understood: {why}")))?;
         // Maps come as maps.
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let info = info.set_redis_settings(settings).set_tcp_settings(tcp_settings());
@@ -76,7 +81,8 @@ impl Server {
     }
 
     fn new(info: ConnectionInfo, patience: Duration, alone: bool) -> Self {
-        Self(Arc::new(Inner { info, patience, alone, link: RwLock::default(), attempt: Mutex::default() }))
+        let (link, nodes, attempt) = (RwLock::default(), RwLock::default(), Mutex::default());
+        Self(Arc::new(Inner { info, patience, alone, link, nodes, attempt }))
     }
 
     /// The same, for commands that wait: it is connected to within [`TIMEOUT`], and may answer whenever it likes.
@@ -91,13 +97,7 @@ impl Server {
 
     /// Another node, by the same user and the same TLS; for itself, also where it is one of a cluster.
     pub fn sibling(&self, host: &str, port: u16) -> Self {
-        let address = match self.0.info.addr().clone() {
-            ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
-                ConnectionAddr::TcpTls { host: host.to_owned(), port, insecure, tls_params }
-            }
-            _ => ConnectionAddr::Tcp(host.to_owned(), port),
-        };
-        Self::new(self.0.info.clone().set_addr(address), self.0.patience, true)
+        Self::new(sibling(&self.0.info, host, port), self.0.patience, true)
     }
 
     /// Where the URL leads, without user and password.
@@ -120,23 +120,54 @@ impl Server {
     pub async fn ask_raw(&self, command: &Cmd) -> Result<Value, Failure> {
         let mut used = None;
         let asking = async {
-            let link = used.insert(self.link().await?);
-            match &**link {
+            let link = self.link().await.map_err(|error| Failure::connecting(self.address(), error))?;
+            let answer = match &**used.insert(link) {
                 Link::Single(connection) => connection.clone().req_packed_command(command).await,
                 Link::Cluster(connection) => ask_cluster(connection.clone(), command).await,
-            }
-            .and_then(Value::extract_error)
+            };
+            Ok::<_, Failure>(answer.and_then(Value::extract_error))
         };
         let answer = match time::timeout(self.0.patience, asking).await {
-            Ok(answer) => answer,
+            Ok(answer) => answer?,
+            Err(_) if used.is_none() => {
+                return Err(Failure::Unreachable(format!("cannot connect to {} within two seconds", self.address())));
+            }
             Err(_) => Err(RedisError::from((ErrorKind::Io, "no answer within two seconds"))),
         };
-        if let (Err(error), Some(link)) = (&answer, &used)
-            && is_over(error)
-        {
-            self.give_up(link);
+        answer.map_err(|error| {
+            if let Some(link) = used.as_ref().filter(|_| is_over(&error)) {
+                self.give_up(link);
+            }
+            // Only INFO would have said that this is a cluster.
+            let is_hidden = matches!(used.as_deref(), Some(Link::Single(_))) && !self.0.alone;
+            match error.kind() {
+                ErrorKind::Server(ServerErrorKind::Moved) if is_hidden => Failure::NotPermitted(
+                    "this is a cluster, and another node has the store: to find it, the user needs +info and +cluster|slots"
+                        .to_owned(),
+                ),
+                _ => error.into(),
+            }
+        })
+    }
+
+    /// Ends when the server answers nothing any more: a command that waits would do so for ever. It is asked on and on, with too few of the
+    /// command's own words, which it refuses whoever asks; that is an answer.
+    pub async fn silence(&self, command: &Cmd) -> Failure {
+        let mut question = Cmd::new();
+        for word in command.args_iter().take(2) {
+            if let Arg::Simple(word) = word {
+                question.arg(word);
+            }
         }
-        Ok(answer?)
+        let mut missed = 0;
+        loop {
+            time::sleep(TIMEOUT).await;
+            match self.ask(&question).await {
+                Err(failure @ Failure::Unreachable(_)) if missed >= MISSED => return failure,
+                Err(Failure::Unreachable(_)) => missed += 1,
+                _ => missed = 0,
+            }
+        }
     }
 
     /// The connection, made if there is none.
@@ -200,6 +231,23 @@ impl Inner {
     }
 }
 
+/// What a URL says, or what is wrong with it, in words that repeat nothing of it.
+fn parse(url: &str) -> Result<ConnectionInfo, String> {
+    const SCHEMES: [&str; 7] =
+        ["redis://", "rediss://", "valkey://", "valkeys://", "unix://", "redis+unix://", "valkey+unix://"];
+    if !SCHEMES.iter().any(|scheme| url.starts_with(scheme)) {
+        return Err("it must begin with redis://, rediss:// or unix://".to_owned());
+    }
+    let parsed = Url::parse(url).map_err(|why| {
+        // The usual reason for a port that is none is a password with a slash in it.
+        format!("{why}; it is redis://[user:password@]host[:port][/database], with %2F for a / in a password")
+    })?;
+    parsed.into_connection_info().map_err(|error| {
+        let text = error.to_string();
+        text.split(" - ").next().unwrap_or_default().to_lowercase()
+    })
+}
+
 /// Whether an error is about the connection and not about the command: a primary that has become a replica may have a successor behind the
 /// same name, and a user that is not let in is let in only by a new connection.
 fn is_over(error: &RedisError) -> bool {
@@ -254,7 +302,14 @@ async fn connect(inner: &Inner) -> RedisResult<Link> {
     let config =
         AsyncConnectionConfig::new().set_connection_timeout(Some(TIMEOUT)).set_response_timeout(Some(*patience));
     let client = Client::open(info.clone())?;
-    let mut single = client.get_multiplexed_async_connection_with_config(&config).await?;
+    let mut single = match client.get_multiplexed_async_connection_with_config(&config).await {
+        Ok(single) => single,
+        // It may be the one that is away, and the others go on without it.
+        Err(error) => {
+            let others = inner.nodes.read().unwrap_or_else(PoisonError::into_inner).clone();
+            return if others.is_empty() { Err(error) } else { connect_cluster(inner, others).await };
+        }
+    };
     if *alone {
         return Ok(Link::Single(single));
     }
@@ -265,15 +320,81 @@ async fn connect(inner: &Inner) -> RedisResult<Link> {
         Err(error) if matches!(error.kind(), ErrorKind::Server(_)) => false,
         Err(error) => return Err(error),
     };
-    if !is_cluster {
-        return Ok(Link::Single(single));
+    match is_cluster {
+        true => connect_cluster(inner, vec![info.clone()]).await,
+        false => Ok(Link::Single(single)),
     }
-    let client = ClusterClientBuilder::new([info.clone()])
+}
+
+async fn connect_cluster(inner: &Inner, nodes: Vec<ConnectionInfo>) -> RedisResult<Link> {
+    let client = ClusterClientBuilder::new(nodes)
         .use_protocol(ProtocolVersion::RESP3)
         .connection_timeout(TIMEOUT)
-        .response_timeout(*patience)
+        .response_timeout(inner.patience)
         .tcp_settings(tcp_settings())
         .retries(0)
         .build()?;
-    Ok(Link::Cluster(client.get_async_connection().await?))
+    let mut connection = client.get_async_connection().await?;
+    let (mut slots, anywhere) = (redis::cmd("CLUSTER"), RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random));
+    slots.arg("SLOTS");
+    if let Ok(Value::Array(ranges)) = connection.route_command(slots, anywhere).await {
+        let nodes = nodes_of(&ranges).map(|(host, port)| sibling(&inner.info, &host, port)).collect();
+        *inner.nodes.write().unwrap_or_else(PoisonError::into_inner) = nodes;
+    }
+    Ok(Link::Cluster(connection))
+}
+
+/// The nodes of CLUSTER SLOTS: of ranges `first last [host port ...]...`.
+fn nodes_of(ranges: &[Value]) -> impl Iterator<Item = (String, u16)> {
+    let ranges = ranges.iter().filter_map(Value::as_sequence);
+    let nodes = ranges.flat_map(|range| range.iter().skip(2)).filter_map(Value::as_sequence);
+    let nodes: BTreeSet<_> = nodes
+        .filter_map(|node| match node {
+            [Value::BulkString(host), Value::Int(port), ..] if !host.is_empty() => {
+                Some((str::from_utf8(host).ok()?.to_owned(), u16::try_from(*port).ok()?))
+            }
+            _ => None,
+        })
+        .collect();
+    nodes.into_iter()
+}
+
+/// Another node, by the same user and the same TLS.
+fn sibling(info: &ConnectionInfo, host: &str, port: u16) -> ConnectionInfo {
+    let address = match info.addr().clone() {
+        ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+            ConnectionAddr::TcpTls { host: host.to_owned(), port, insecure, tls_params }
+        }
+        _ => ConnectionAddr::Tcp(host.to_owned(), port),
+    };
+    info.clone().set_addr(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_that_is_none_is_told_why_and_not_repeated() {
+        for (url, wanted) in [
+            ("localhost:6379", "it must begin with redis://"),
+            ("http://localhost", "it must begin with redis://"),
+            ("", "it must begin with redis://"),
+            ("redis://localhost:hidden", "invalid port number"),
+            ("redis://user:hid/den@localhost", "%2F"),
+            ("redis://localhost:99999", "invalid port number"),
+            ("redis://", "hostname"),
+            ("redis://localhost/hidden", "invalid database number"),
+            ("redis://[::1", "invalid IPv6 address"),
+            ("redis://0.0.0.0", "wildcard"),
+        ] {
+            let why = parse(url).err().unwrap_or_default();
+            assert!(why.contains(wanted) && !why.contains("hid"), "{url}: {why}");
+        }
+        for url in
+            ["redis://localhost", "rediss://user:x@localhost:1/2", "unix:///run/redis.sock", "valkey://localhost"]
+        {
+            assert!(parse(url).is_ok(), "{url}");
+        }
+    }
 }

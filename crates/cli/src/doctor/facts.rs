@@ -30,7 +30,7 @@ impl Facts {
     /// That it does not answer, does not let this user in at all, or is without the module.
     pub async fn of(node: &Server) -> Result<Self, Failure> {
         let info = node.ask(&command(&["INFO", "everything"])).await.map(|text| lines(&text));
-        if let Err(failure @ (Failure::Unreachable(_) | Failure::Usage(_))) = info {
+        if let Err(failure @ (Failure::Unreachable(_) | Failure::Misconfigured(_) | Failure::Usage(_))) = info {
             return Err(failure);
         }
         // Whether a command is there is said before whether this user may call it.

@@ -1,5 +1,6 @@
 //! What Prometheus reads at /metrics, and whether all is well at /healthz.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 use std::time::Duration;
@@ -97,29 +98,41 @@ async fn show(State(app): State<App>, metrics: Arc<Metrics>) -> Response {
     if encode(&mut text, &metrics.registry).is_err() {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     }
-    // What the module itself counts, if we may ask; nodes of a cluster are better asked one by one.
+    // What the module itself counts, if we may ask: in a cluster each primary, all of which have to answer.
     let mut about = redis::cmd("INFO");
     about.arg("keyguard");
-    if let Ok(Ok(Json::String(info))) = time::timeout(SCRAPE, app.server.ask(&about)).await {
-        let end = text.rfind("# EOF").unwrap_or(text.len());
-        text.insert_str(end, &figures(&info));
-    }
+    let shown = match time::timeout(SCRAPE, app.server.ask(&about)).await {
+        Ok(Ok(Json::String(info))) => figures([("", &*info)]),
+        Ok(Ok(Json::Object(nodes))) => figures(nodes.iter().filter_map(|(node, info)| Some((&**node, info.as_str()?)))),
+        _ => String::new(),
+    };
+    let end = text.rfind("# EOF").unwrap_or(text.len());
+    text.insert_str(end, &shown);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
-/// The numbers in a section of INFO, as gauges: `keyguard_auth_valid:7` is `keyguard_server_auth_valid 7`.
-fn figures(info: &str) -> String {
-    let lines = info.lines().filter_map(|line| line.split_once(':'));
-    let numbers = lines.filter(|(name, value)| {
-        let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        is_name && value.trim().parse::<i64>().is_ok()
-    });
-    let shown = numbers.map(|(name, value)| {
-        let name = format!("keyguard_server_{}", name.strip_prefix("keyguard_").unwrap_or(name));
-        format!("# TYPE {name} gauge\n{name} {}\n", value.trim())
-    });
-    shown.collect()
+/// The numbers in sections of INFO, as gauges: `keyguard_auth_valid:7` is `keyguard_server_auth_valid 7`; by nodes, if they have names.
+fn figures<'a>(infos: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+    let mut gauges: BTreeMap<&str, Vec<(&str, &str)>> = BTreeMap::new();
+    for (node, info) in infos {
+        for (name, value) in info.lines().filter_map(|line| line.split_once(':')) {
+            let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+            if is_name && value.trim().parse::<i64>().is_ok() {
+                let name = name.strip_prefix("keyguard_").unwrap_or(name);
+                gauges.entry(name).or_default().push((node, value.trim()));
+            }
+        }
+    }
+    let mut text = String::new();
+    for (name, values) in gauges {
+        text += &format!("# TYPE keyguard_server_{name} gauge\n");
+        for (node, value) in values {
+            let label = if node.is_empty() { String::new() } else { format!("{{node={node:?}}}") };
+            text += &format!("keyguard_server_{name}{label} {value}\n");
+        }
+    }
+    text
 }
 
 /// Asked so that the module refuses the question, a method without a name, and the server has refused it before if it could not answer any:
@@ -137,6 +150,7 @@ fn reason(failure: &Failure) -> String {
     match failure {
         Failure::Refused { code, .. } => code.to_lowercase(),
         Failure::Unreachable(_) => "unreachable".to_owned(),
+        Failure::Misconfigured(_) => "misconfigured".to_owned(),
         Failure::NoModule => "no_module".to_owned(),
         Failure::NotPermitted(_) => "not_permitted".to_owned(),
         _ => "not_understood".to_owned(),
@@ -152,6 +166,9 @@ mod tests {
         let info = "# keyguard_keyguard\r\nkeyguard_version:0.1.0\r\nkeyguard_auth_valid:7\r\nkeyguard_x:-1\r\n";
         let expected = "# TYPE keyguard_server_auth_valid gauge\nkeyguard_server_auth_valid 7\n\
                         # TYPE keyguard_server_x gauge\nkeyguard_server_x -1\n";
-        assert_eq!(figures(info), expected);
+        assert_eq!(figures([("", info)]), expected);
+        let expected = "# TYPE keyguard_server_x gauge\n\
+                        keyguard_server_x{node=\"a:1\"} 1\nkeyguard_server_x{node=\"a:2\"} 2\n";
+        assert_eq!(figures([("a:1", "keyguard_x:1\r\n"), ("a:2", "keyguard_x:2\r\n")]), expected);
     }
 }

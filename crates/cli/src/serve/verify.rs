@@ -2,11 +2,10 @@
 //! says what is answered, and why.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::extract::{ConnectInfo, Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
@@ -41,14 +40,31 @@ pub struct Options {
     store_by_prefix: Vec<(String, String)>,
 }
 
+/// The headers by which a proxy names the path of a request, and its method.
+const PATHS: [&str; 2] = ["X-Original-URI", "X-Forwarded-Uri"];
+const METHODS: [&str; 2] = ["X-Original-Method", "X-Forwarded-Method"];
+
 /// How requests are looked at.
 struct Gate {
     proxies: Proxies,
     fail_open: bool,
     stores: BTreeMap<String, String>,
     metrics: Arc<Metrics>,
-    /// Whether the last question had no answer: only the change is logged.
-    is_away: AtomicBool,
+    /// What the log has been told, by the names of the stores.
+    told: Mutex<HashMap<String, Told>>,
+}
+
+/// What the log says of a store.
+struct Told {
+    is_answered: bool,
+    /// When that was said.
+    at: Instant,
+}
+
+/// What is asked, of which store.
+struct Question<'a> {
+    store: &'a str,
+    command: Cmd,
 }
 
 /// /verify.
@@ -61,8 +77,7 @@ pub fn router(options: &Options, metrics: Arc<Metrics>) -> Result<Router<App>, F
         return Err(Failure::Usage("--store-by-prefix: a prefix has one store".to_owned()));
     }
     let proxies = Proxies(options.trusted_proxy.clone());
-    let is_away = AtomicBool::new(false);
-    let gate = Arc::new(Gate { proxies, fail_open: options.fail_open, stores, metrics, is_away });
+    let gate = Arc::new(Gate { proxies, fail_open: options.fail_open, stores, metrics, told: Mutex::default() });
     let routes = Router::new().route("/verify", any(verify)).route("/verify/", any(verify));
     Ok(routes.route("/verify/{*path}", any(verify)).layer(Extension(gate)))
 }
@@ -80,13 +95,15 @@ async fn verify(
     request: Request,
 ) -> Response {
     let _in_flight = gate.metrics.begin();
-    let Some(question) = gate.question(&app.store, peer, request.uri(), request.method().as_str(), request.headers())
-    else {
-        gate.metrics.malformed();
-        return refusal(StatusCode::BAD_REQUEST, "BAD_REQUEST", HeaderMap::new());
+    let question = match gate.question(&app.store, peer, request.uri(), request.method().as_str(), request.headers()) {
+        Ok(question) => question,
+        Err(why) => {
+            gate.metrics.malformed();
+            return malformed(why);
+        }
     };
     let begun = Instant::now();
-    let answer = app.server.ask(&question).await;
+    let answer = app.server.ask(&question.command).await;
     let answer = answer.and_then(|answer| match answer.get("code").and_then(Json::as_str) {
         Some(code) => Ok((code.to_owned(), answer)),
         None => Err(Failure::Strange("it has no code")),
@@ -94,12 +111,17 @@ async fn verify(
     match answer {
         Ok((code, answer)) => {
             gate.metrics.answered(&code, begun.elapsed());
-            gate.note(None);
+            gate.note(question.store, None);
             respond(&code, &answer)
+        }
+        // A word that the module does not take is the mistake of whoever asks, who may do so as often as he likes.
+        Err(Failure::Refused { code, text }) if code == "ERR" => {
+            gate.metrics.malformed();
+            malformed(&text)
         }
         Err(failure) => {
             gate.metrics.failed(&failure);
-            gate.note(Some(&failure));
+            gate.note(question.store, Some(&failure));
             match gate.fail_open && is_away(&failure) {
                 true => let_in("UNAVAILABLE", &Json::Null),
                 false => respond("UNAVAILABLE", &Json::Null),
@@ -109,25 +131,47 @@ async fn verify(
 }
 
 impl Gate {
-    /// What to ask about a request. `None` if that is not certain: a caller may have added headers that contradict the proxy's.
-    fn question(&self, store: &str, peer: SocketAddr, uri: &Uri, method: &str, headers: &HeaderMap) -> Option<Cmd> {
+    /// What to ask about a request.
+    ///
+    /// # Errors
+    /// Why that is not certain: a caller may have added headers that contradict the proxy's.
+    fn question<'a>(
+        &'a self,
+        store: &'a str,
+        peer: SocketAddr,
+        uri: &Uri,
+        method: &str,
+        headers: &HeaderMap,
+    ) -> Result<Question<'a>, &'static str> {
         let key = key(headers);
-        let address = self.proxies.caller(peer, headers)?;
+        let store = self.store_of(key).unwrap_or(store);
+        let address = self.proxies.caller(peer, headers).ok_or("a trusted proxy's X-Forwarded-For has no address")?;
         let mut auth = redis::cmd("KG.AUTH");
-        auth.arg(self.store_of(key).unwrap_or(store)).arg(key).arg("IP").arg(address.to_string());
+        auth.arg(store).arg(key).arg("IP").arg(address.to_string());
         let mut needs = Vec::new();
+        let query = || match Query::<Vec<(String, String)>>::try_from_uri(uri) {
+            Ok(Query(query)) => Ok(query),
+            Err(_) => Err("the query is not understood"),
+        };
         let (path, method) = match uri.path().strip_prefix("/verify").filter(|rest| !rest.is_empty()) {
-            // Envoy appends the path, and the query with it, which is the caller's.
-            Some(path) => (Some(path.as_bytes()), Some(method.as_bytes())),
+            // Envoy appends the path, and the query with it, which is the caller's; and it knows none of these headers.
+            Some(path) => {
+                if PATHS.iter().chain(&METHODS).any(|name| headers.contains_key(*name)) {
+                    return Err("path or method stand both after /verify and in a header");
+                }
+                if path == "/" && query()?.iter().any(|(name, _)| matches!(&**name, "scope" | "cost")) {
+                    return Err("what is demanded stands after /verify, without a slash: /verify?scope=...");
+                }
+                (Some(path.as_bytes()), Some(method.as_bytes()))
+            }
             None => {
-                let Query(query) = Query::<Vec<(String, String)>>::try_from_uri(uri).ok()?;
-                needs.extend(query);
-                let path = agreed(headers, ["X-Original-URI", "X-Forwarded-Uri"])?;
-                (path, agreed(headers, ["X-Original-Method", "X-Forwarded-Method"])?)
+                needs.extend(query()?);
+                let two = "two headers contradict each other about path or method";
+                (agreed(headers, PATHS).ok_or(two)?, agreed(headers, METHODS).ok_or(two)?)
             }
         };
         if let Some(path) = path {
-            auth.arg("PATH").arg(&*routed(path));
+            auth.arg("PATH").arg(&*routed(path).ok_or("the path has a # in it")?);
         }
         if let Some(method) = method {
             auth.arg("METHOD").arg(method);
@@ -135,7 +179,8 @@ impl Gate {
         // A caller who adds to these headers makes it harder for himself, never easier.
         for (name, header) in [("scope", "X-Required-Scope"), ("cost", "X-Required-Cost")] {
             for line in headers.get_all(header) {
-                let words = line.to_str().ok()?.split([' ', ',']).filter(|word| !word.is_empty());
+                let line = line.to_str().map_err(|_| "X-Required-Scope or X-Required-Cost is not ASCII")?;
+                let words = line.split([' ', ',']).filter(|word| !word.is_empty());
                 needs.extend(words.map(|word| (name.to_owned(), word.to_owned())));
             }
         }
@@ -146,17 +191,21 @@ impl Gate {
                 }
                 "cost" => {
                     let (units, unit) = value.split_once(':').map_or((&**value, None), |(n, unit)| (n, Some(unit)));
-                    units.parse::<u64>().ok().filter(|units| *units > 0)?;
+                    units
+                        .parse::<u64>()
+                        .ok()
+                        .filter(|units| *units > 0)
+                        .ok_or("a cost is a number from 1, or 1:unit")?;
                     auth.arg("COST").arg(units);
                     if let Some(unit) = unit {
                         auth.arg("UNIT").arg(unit);
                     }
                 }
                 // A word that the proxy's configuration has wrong must not pass for no word.
-                _ => return None,
+                _ => return Err("the words of /verify are scope and cost"),
             }
         }
-        Some(auth)
+        Ok(Question { store, command: auth })
     }
 
     /// The store of the longest prefix that the key begins with.
@@ -165,14 +214,23 @@ impl Gate {
         fitting.max_by_key(|(prefix, _)| prefix.len()).map(|(_, store)| &**store)
     }
 
-    /// Logs when the server goes away or refuses to answer, and when it is back. What it says repeats nothing that was sent.
-    fn note(&self, failure: Option<&Failure>) {
-        if self.is_away.swap(failure.is_some(), Ordering::Relaxed) == failure.is_some() {
-            return;
+    /// Logs when a store is not answered for any more, and when it is again; at most once a second, however fast that changes. What the
+    /// server says repeats nothing that was sent.
+    fn note(&self, store: &str, failure: Option<&Failure>) {
+        const PAUSE: Duration = Duration::from_secs(1);
+        let is_answered = failure.is_none();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        match told.get_mut(store) {
+            Some(told) if told.is_answered == is_answered || told.at.elapsed() < PAUSE => return,
+            Some(told) => *told = Told { is_answered, at: Instant::now() },
+            // That all is well from the start is not worth a word.
+            None if is_answered => return,
+            None => drop(told.insert(store.to_owned(), Told { is_answered, at: Instant::now() })),
         }
+        drop(told);
         match failure {
-            Some(failure) => anstream::eprintln!("keyguard: no answer to KG.AUTH: {failure}"),
-            None => anstream::eprintln!("keyguard: KG.AUTH is answered again"),
+            Some(failure) => anstream::eprintln!("keyguard: no answer to KG.AUTH about {store}: {failure}"),
+            None => anstream::eprintln!("keyguard: KG.AUTH about {store} is answered again"),
         }
     }
 }
@@ -192,22 +250,45 @@ fn agreed<'a>(headers: &'a HeaderMap, names: [&str; 2]) -> Option<Option<&'a [u8
     values.all(|value| value == first).then(|| Some(first.as_bytes()))
 }
 
-/// The path of a URI as the application routes by it: without host and query, and decoded once.
-fn routed(uri: &[u8]) -> Cow<'_, [u8]> {
-    let path = uri.split(|byte| b"?#".contains(byte)).next().unwrap_or_default();
-    // What begins with a slash is a path, whatever it has further on.
-    let host = path.windows(3).position(|three| three == b"://").filter(|_| !path.starts_with(b"/"));
-    let path = match host.and_then(|at| path.get(at + 3..)) {
-        Some(host) => host.iter().position(|byte| *byte == b'/').and_then(|at| host.get(at..)).unwrap_or(b"/"),
-        None => path,
-    };
-    let decoded: Cow<'_, [u8]> = percent_decode(path).into();
-    if !decoded.contains(&b'?') {
-        return decoded;
+/// The path of a URI as the application routes by it: without host and query, and decoded once. `None` for one with a raw `#`, which no
+/// client sends: some take the path to end there, others read on.
+fn routed(uri: &[u8]) -> Option<Cow<'_, [u8]>> {
+    let uri = uri.split(|byte| *byte == b'?').next().unwrap_or_default();
+    if uri.contains(&b'#') {
+        return None;
     }
-    // It stands for itself: read as the beginning of a query, it would hide what follows from the rules, such as `/../admin`.
-    let spelled = |byte: &u8| if *byte == b'?' { b"%3F".to_vec() } else { vec![*byte] };
-    Cow::Owned(decoded.iter().flat_map(spelled).collect())
+    let decoded: Cow<'_, [u8]> = percent_decode(path_of(uri)).into();
+    // To some a backslash is a slash, to some a semicolon ends a segment, and to some a host follows two slashes.
+    let is_certain = !decoded.starts_with(b"//") && !decoded.iter().any(|byte| b"\\;".contains(byte));
+    if is_certain && !decoded.contains(&b'?') {
+        return Some(decoded);
+    }
+    // A `.` tells the module that nobody knows where the path leads: every block keeps it out, and no rule lets it in.
+    let mut path = if is_certain { Vec::new() } else { b"/./".to_vec() };
+    for byte in &*decoded {
+        match byte {
+            // It stands for itself: read as the beginning of a query, it would hide what follows from the rules, such as `/../admin`.
+            b'?' => path.extend(b"%3F"),
+            byte => path.push(*byte),
+        }
+    }
+    Some(Cow::Owned(path))
+}
+
+/// What follows the host, in a URI that has one; the module takes what does not begin with a slash for a path that leads anywhere.
+fn path_of(uri: &[u8]) -> &[u8] {
+    let is_scheme =
+        |text: &[u8]| !text.is_empty() && text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte));
+    let host = uri.windows(3).position(|three| three == b"://");
+    let host = host.and_then(|at| uri.split_at_checked(at)).filter(|(scheme, _)| is_scheme(scheme));
+    let Some((_, rest)) = host else { return uri };
+    let rest = rest.strip_prefix(b"://").unwrap_or(rest);
+    let (host, path) = rest.split_at(rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len()));
+    match (host.contains(&b'\\'), path) {
+        (true, _) => uri,
+        (false, b"") => b"/",
+        (false, path) => path,
+    }
 }
 
 /// Whether this is about a server that cannot answer anybody, and not about this request or how we are set up.
@@ -234,16 +315,22 @@ fn respond(code: &str, answer: &Json) -> Response {
     if let Some(challenge) = challenge {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
     }
-    refusal(status, code, headers)
+    refusal(status, code, None, headers)
 }
 
 /// As RFC 9457 has it. The code is also a header, and so is the status: nginx passes neither body nor status on.
-fn refusal(status: StatusCode, code: &str, mut headers: HeaderMap) -> Response {
+fn refusal(status: StatusCode, code: &str, detail: Option<&str>, mut headers: HeaderMap) -> Response {
     put(&mut headers, "x-keyguard-code", code);
     put(&mut headers, "x-keyguard-status", status.as_str());
     put(&mut headers, "content-type", "application/problem+json");
-    let body = format!("{{\"status\":{},\"code\":\"{code}\"}}", status.as_u16());
+    let detail = detail.map(|detail| format!(",\"detail\":{}", Json::from(detail))).unwrap_or_default();
+    let body = format!("{{\"status\":{},\"code\":\"{code}\"{detail}}}", status.as_u16());
     (status, headers, body).into_response()
+}
+
+/// What cannot be asked about. The reason repeats nothing that was sent.
+fn malformed(why: &str) -> Response {
+    refusal(StatusCode::BAD_REQUEST, "BAD_REQUEST", Some(why), HeaderMap::new())
 }
 
 /// With what the server behind the proxy wants to know about the caller. All of it is always there: what a caller pretends to be is replaced.
@@ -254,10 +341,10 @@ fn let_in(code: &str, answer: &Json) -> Response {
     let scopes: Vec<&str> = scopes.iter().filter_map(Json::as_str).collect();
     put(&mut headers, "x-keyguard-code", code);
     put(&mut headers, "x-keyguard-status", StatusCode::OK.as_str());
-    put(&mut headers, "x-keyguard-key-id", &answer.get("id").map(Json::to_string).unwrap_or_default());
-    put(&mut headers, "x-keyguard-organization", text("org"));
-    put(&mut headers, "x-keyguard-label", text("label"));
-    put(&mut headers, "x-keyguard-scopes", &scopes.join(" "));
+    name(&mut headers, "x-keyguard-key-id", &answer.get("id").map(Json::to_string).unwrap_or_default());
+    name(&mut headers, "x-keyguard-organization", text("org"));
+    name(&mut headers, "x-keyguard-label", text("label"));
+    name(&mut headers, "x-keyguard-scopes", &scopes.join(" "));
     (StatusCode::OK, headers).into_response()
 }
 
@@ -282,6 +369,15 @@ fn limits(answer: &Json) -> HeaderMap {
     headers
 }
 
+/// What a caller is named by, or `-`: some proxies take an empty header for none, and leave what the caller wrote under its name.
+fn name(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    match value {
+        "" => put(headers, name, "-"),
+        "-" => drop(headers.insert(name, HeaderValue::from_static("%2D"))),
+        value => put(headers, name, value),
+    }
+}
+
 /// What is no printable ASCII is percent-encoded, and so is the percent sign.
 fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {
     const UNSAFE: &AsciiSet = &CONTROLS.add(b'%');
@@ -304,16 +400,34 @@ mod tests {
             ("/%61pi%2forders?x=%61", "/api/orders"),
             ("/%2561pi", "/%61pi"),
             ("/100%", "/100%"),
+            ("/100%2", "/100%2"),
             ("/public/%3f/../admin?x", "/public/%3F/../admin"),
+            ("/%23x", "/#x"),
+            ("/a//b", "/a//b"),
             ("http://host/api?x", "/api"),
+            ("HTTP://user@[::1]:80/api", "/api"),
+            ("http:///api", "/api"),
             ("http://host", "/"),
             ("http://host?x=/y", "/"),
             ("/admin/x://y/public", "/admin/x://y/public"),
-            ("/admin#x", "/admin"),
             ("/a?b=http://host/c", "/a"),
+            // What does not begin with a slash leads anywhere, and so does what has a segment `.` or `..`.
             ("", ""),
+            ("*", "*"),
+            ("host:443", "host:443"),
+            ("admin/x://y/public", "admin/x://y/public"),
+            ("://y/public", "://y/public"),
+            (r"http://host\x/public", r"/./http://host\x/public"),
+            (r"/public\..\admin", r"/.//public\..\admin"),
+            ("/public%5cx", r"/.//public\x"),
+            ("/public/..;x/%3f", "/.//public/..;x/%3F"),
+            ("//host/admin", "/.///host/admin"),
+            ("/%2Fhost/admin", "/.///host/admin"),
         ] {
-            assert_eq!(&*routed(uri.as_bytes()), path.as_bytes(), "{uri}");
+            assert_eq!(routed(uri.as_bytes()).as_deref(), Some(path.as_bytes()), "{uri}");
+        }
+        for uri in ["#", "/#", "/public#/../admin", "http://host#/admin", "/a#?b"] {
+            assert_eq!(routed(uri.as_bytes()), None, "{uri}");
         }
     }
 
@@ -322,5 +436,14 @@ mod tests {
         let mut headers = HeaderMap::new();
         put(&mut headers, "x-keyguard-label", "caf\u{e9} 100%\r\nX-Other: 1");
         assert_eq!(headers["x-keyguard-label"], "caf%C3%A9 100%25%0D%0AX-Other: 1");
+    }
+
+    #[test]
+    fn no_name_of_a_caller_is_empty() {
+        for (value, wanted) in [("", "-"), ("-", "%2D"), ("--", "--"), ("shop", "shop")] {
+            let mut headers = HeaderMap::new();
+            name(&mut headers, "x-keyguard-label", value);
+            assert_eq!(headers["x-keyguard-label"], wanted);
+        }
     }
 }

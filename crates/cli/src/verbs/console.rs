@@ -123,12 +123,15 @@ impl Console {
         self.node.ask(request.command()).await
     }
 
-    /// What the module answers, however long it takes.
+    /// What the module answers, however long it takes, as long as the server answers anything.
     ///
     /// # Errors
     /// What it refuses, or why there is no answer.
     pub async fn ask_patiently(&self, request: Request) -> Result<Value, Failure> {
-        self.patient.ask_raw(request.command()).await
+        tokio::select! {
+            answer = self.patient.ask_raw(request.command()) => answer,
+            silence = self.server.silence(request.command()) => Err(silence),
+        }
     }
 
     /// What the module answers to a command that may be told to wait, with `BLOCK wait`.
