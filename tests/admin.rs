@@ -2,10 +2,13 @@
 
 use std::fs::{self, Permissions};
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use serde_json::{Value as Json, json};
 
@@ -16,6 +19,7 @@ use crate::harness::{
 server_tests![
     clients_of_keyguard_python_are_answered_as_before,
     keys_are_changed_rotated_and_revoked,
+    a_new_secret_is_shown_though_the_server_goes_away_at_once,
     organizations_are_suspended_changed_and_deleted,
     addresses_are_blocked_allowed_and_let_go,
     usage_is_shown,
@@ -47,6 +51,12 @@ impl Admin {
         });
         let serving = Serving::start(server, &["--admin-tokens", "tokens"]);
         Self { serving, write, read }
+    }
+
+    /// Another program for the same tokens, with further arguments.
+    fn another(&self, server: &Server, arguments: &[&str]) -> Self {
+        let serving = Serving::start(server, &[&["--admin-tokens", "tokens"], arguments].concat());
+        Self { serving, write: self.write.clone(), read: self.read.clone() }
     }
 
     fn ask(&self, method: &str, path: &str, body: impl Into<Option<Json>>) -> Response {
@@ -300,6 +310,89 @@ fn keys_are_changed_rotated_and_revoked(sut: &Sut) {
     assert_eq!(c.ok("KG.COUNTKEYS acme TYPE vault").int(), 1);
     assert_eq!(admin.ok("GET", "/admin/keys", None)["total"], 0);
     assert!(!admin.serving.log().contains("kg_live_"), "{}", admin.serving.log());
+}
+
+/// A way to the server that is there no more once it has handed on the answer to this command; its URL.
+fn way_that_ends_after(command: &'static str, server: &Server) -> String {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let (port, server_port) = (listener.local_addr().unwrap().port(), server.port());
+    let over = Arc::new(AtomicBool::new(false));
+    thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            if over.load(Ordering::SeqCst) {
+                break;
+            }
+            let server = TcpStream::connect((Ipv4Addr::LOCALHOST, server_port)).unwrap();
+            let [from_client, from_server] = [&client, &server].map(|stream| stream.try_clone().unwrap());
+            let (was_asked, over) = (Arc::new(AtomicBool::new(false)), Arc::clone(&over));
+            let is_asked = Arc::clone(&was_asked);
+            thread::spawn(move || {
+                hand_on(from_client, server, |bytes| {
+                    let asked = bytes.windows(command.len()).any(|bytes| bytes == command.as_bytes());
+                    is_asked.fetch_or(asked, Ordering::SeqCst);
+                    true
+                });
+            });
+            thread::spawn(move || {
+                hand_on(from_server, client, |_| {
+                    over.fetch_or(was_asked.load(Ordering::SeqCst), Ordering::SeqCst);
+                    !over.load(Ordering::SeqCst)
+                });
+            });
+        }
+    });
+    format!("redis://127.0.0.1:{port}")
+}
+
+/// Writes what it reads, until one of the two ends or it has written something that was to be the last.
+fn hand_on(mut from: TcpStream, mut to: TcpStream, mut goes_on: impl FnMut(&[u8]) -> bool) {
+    let mut bytes = [0; 16_384];
+    while let Ok(length @ 1..) = from.read(&mut bytes) {
+        let goes_on = goes_on(&bytes[..length]);
+        if to.write_all(&bytes[..length]).is_err() || !goes_on {
+            break;
+        }
+    }
+    [from, to].iter().for_each(|stream| _ = stream.shutdown(Shutdown::Both));
+}
+
+fn a_new_secret_is_shown_though_the_server_goes_away_at_once(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let admin = Admin::start(&server);
+    // All is told as it is when the server stays, but for what is new with each key.
+    let mut check = |made: &Json, as_told: &Json| {
+        let raw_key = made["raw_key"].as_str().unwrap();
+        assert_eq!(c.code(args!["KG.AUTH", "acme", raw_key, "IP", "127.0.0.1"]), "VALID");
+        assert!(raw_key.starts_with(made["prefix"].as_str().unwrap()), "{made}");
+        for (field, value) in as_told.as_object().unwrap() {
+            match &**field {
+                "id" | "raw_key" | "created_at" => assert!(made[field].is_string(), "{field}"),
+                "last_used_at" => {}
+                "prefix" => assert_eq!(made[field].to_string().len(), value.to_string().len()),
+                _ => assert_eq!(made[field], *value, "{field}"),
+            }
+        }
+    };
+    let wish = json!({
+        "org_name": "shop", "label": "web", "prefix": "kg_test_", "scopes": ["a", "b"], "meta": {"plan": "gold"},
+        "rate_limit_per_minute": 7, "limits": [{"count": 9, "window": "1h"}], "expires_at": "4102444800",
+        "quotas": [{"count": 5, "period": "day"}], "allow": ["127.0.0.0/8"]
+    });
+    for wish in [wish, json!({"org_name": "shop", "label": "web", "expires_at": "2100-01-01T00:00:00Z"})] {
+        let told = admin.ok("POST", "/admin/keys", wish.clone());
+        let cut = admin.another(&server, &["--url", &way_that_ends_after("KG.NEWKEY", &server)]);
+        check(&cut.ok("POST", "/admin/keys", wish), &told);
+        cut.refused(503, "GET", "/admin/keys", None);
+
+        let rotate = format!("/admin/keys/{}/rotate", told["id"].as_str().unwrap());
+        for how in [None, Some(json!({"grace": "1h"}))] {
+            let cut = admin.another(&server, &["--url", &way_that_ends_after("KG.ROTATE", &server)]);
+            check(&cut.ok("POST", &rotate, how), &told);
+            cut.refused(503, "GET", "/admin/keys", None);
+        }
+    }
 }
 
 fn organizations_are_suspended_changed_and_deleted(sut: &Sut) {
@@ -556,7 +649,10 @@ fn only_who_holds_a_token_is_let_in_and_only_as_its_role_says(sut: &Sut) {
     // Who changed what is written down, and by what token nowhere.
     admin.ok("POST", "/admin/orgs", json!({"name": "new"}));
     let log = admin.serving.log();
-    assert!(log.contains("write from 127.0.0.1: POST /admin/orgs 200"), "{log}");
+    assert!(
+        log.contains("write from 127.0.0.1: POST /admin/orgs 200"),
+        "{log}"
+    );
     assert!(!log.contains("kga_") && !server.log().contains("kga_"), "{log}");
 }
 
