@@ -26,6 +26,8 @@ server_tests![
     lists_come_in_pages,
     a_store_that_is_not_there_is_an_empty_one,
     only_who_holds_a_token_is_let_in_and_only_as_its_role_says,
+    a_change_is_written_down_though_who_asked_for_it_hangs_up,
+    nothing_that_is_sent_breaks_a_line_of_the_log,
     wrong_tokens_are_counted_and_lock_nobody_out,
     what_cannot_be_is_refused_and_not_repeated,
     the_file_of_tokens_is_for_its_owner_alone,
@@ -650,10 +652,69 @@ fn only_who_holds_a_token_is_let_in_and_only_as_its_role_says(sut: &Sut) {
     admin.ok("POST", "/admin/orgs", json!({"name": "new"}));
     let log = admin.serving.log();
     assert!(
-        log.contains("write from 127.0.0.1: POST /admin/orgs 200"),
+        log.contains("admin: write (write) from 127.0.0.1: POST \"/admin/orgs\" 200: organization \"new\""),
         "{log}"
     );
     assert!(!log.contains("kga_") && !server.log().contains("kga_"), "{log}");
+}
+
+fn a_change_is_written_down_though_who_asked_for_it_hangs_up(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let admin = Admin::start(&server);
+    c.ok("CLIENT PAUSE 60000 WRITE");
+    let head = format!("POST /admin/orgs HTTP/1.1\r\nHost: x\r\nX-Admin-Key: {}\r\n", admin.write);
+    let waiting: Vec<_> = (10..30)
+        .map(|n| {
+            let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, admin.serving.port)).unwrap();
+            let body = format!("Content-Type: application/json\r\nContent-Length: 14\r\n\r\n{{\"name\":\"n{n}\"}}");
+            connection.write_all((head.clone() + &body).as_bytes()).unwrap();
+            connection
+        })
+        .collect();
+    eventually("the first of them waiting for the server", || {
+        let blocked = c.info_number("clients", "blocked_clients");
+        expect(blocked == 1, || blocked.to_string())
+    });
+    drop(waiting);
+    c.ok("CLIENT UNPAUSE");
+    // What is asked for last comes after all of them.
+    admin.ok("POST", "/admin/orgs", json!({"name": "last"}));
+    let made = admin.ok("GET", "/admin/orgs", None)["total"].as_u64().unwrap() - 1;
+    assert!(made > 1, "the first and the last");
+    eventually("every change standing in the log", || {
+        let log = admin.serving.log();
+        let told = log.matches("write (write) from 127.0.0.1: POST \"/admin/orgs\"").count() as u64;
+        expect(told >= made, || format!("{made} changes: {log}"))
+    });
+}
+
+fn nothing_that_is_sent_breaks_a_line_of_the_log(sut: &Sut) {
+    let server = sut.server();
+    let admin = Admin::start(&server);
+    // Right to left, and no end to it.
+    let bidi = "\u{202e}";
+    admin.ok("POST", "/admin/orgs", json!({"name": format!("a\"{bidi}")}));
+    let key = admin.ok("POST", "/admin/keys", json!({"org_name": format!("a\"{bidi}"), "label": "x"}));
+    admin.ok("POST", "/admin/addresses", json!({"net": "192.0.2.0/24", "path": format!("/{bidi}")}));
+    admin.refused(422, "DELETE", "/admin/orgs/a%0d%0Aadmin:%20root%22%20%1b[2J%E2%80%AE%E2%80%A8", None);
+    admin.refused(404, "DELETE", "/admin/addresses?net=192.0.2.0%2F24&path=/%41", None);
+    admin.refused(404, "DELETE", "/admin/orgs/%FF%0A", None);
+    let log = admin.serving.log();
+    let lines: Vec<_> =
+        log.lines().filter_map(|line| line.strip_prefix("admin: write (write) from 127.0.0.1: ")).collect();
+    let id = key["id"].as_str().unwrap();
+    let wanted = [
+        r#"POST "/admin/orgs" 200: organization "a\"\u{202e}""#.to_owned(),
+        format!(r#"POST "/admin/keys" 200: key {id}"#),
+        r#"POST "/admin/addresses" 200: blocked "192.0.2.0/24" for "/\u{202e}""#.to_owned(),
+        r#"DELETE "/admin/orgs/a\r\nadmin: root\" \u{1b}[2J\u{202e}\u{2028}" 422"#.to_owned(),
+        r#"DELETE "/admin/addresses?net=192.0.2.0/24&path=/A" 404"#.to_owned(),
+        r#"DELETE "/admin/orgs/%FF%0A" 404"#.to_owned(),
+    ];
+    assert_eq!(lines, wanted, "{log}");
+    assert!(log.chars().all(|of| of == '\n' || (' '..='~').contains(&of)), "{log:?}");
 }
 
 fn wrong_tokens_are_counted_and_lock_nobody_out(sut: &Sut) {

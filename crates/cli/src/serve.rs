@@ -6,7 +6,8 @@ mod page;
 mod proxies;
 mod verify;
 
-use std::io;
+use std::fmt;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -117,7 +118,7 @@ fn patient<A>(mut server: axum_server::Server<SocketAddr, A>) -> axum_server::Se
 
 async fn tell_when_listening(handle: Handle<SocketAddr>, scheme: &'static str) {
     if let Some(address) = handle.listening().await {
-        anstream::eprintln!("keyguard listens on {scheme}://{address}");
+        log(format_args!("keyguard listens on {scheme}://{address}"));
     }
 }
 
@@ -129,6 +130,11 @@ fn end_when_told(handle: Handle<SocketAddr>) -> io::Result<()> {
         handle.graceful_shutdown(Some(PATIENCE));
     });
     Ok(())
+}
+
+/// A line of the log, whole also if several write at once. That nobody can read it ends nothing.
+fn log(line: fmt::Arguments<'_>) {
+    let _ = anstream::stderr().lock().write_all(format!("{line}\n").as_bytes());
 }
 
 /// A refusal that is not about a key, as RFC 9457 has it.

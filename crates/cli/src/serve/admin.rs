@@ -19,10 +19,12 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware;
+use axum::response::IntoResponse as _;
 use clap::Args;
 use redis::Cmd;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityRequirement, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
@@ -31,7 +33,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use self::access::Access;
 use self::problem::{Detail, Problem};
-use super::App;
+use super::{App, log};
 use crate::failure::Failure;
 use crate::reply::Json;
 use crate::token::Tokens;
@@ -91,11 +93,11 @@ impl Modify for AdminKey {
 /// A file of tokens that cannot be read, or that others can.
 pub fn router(options: &Options, app: &App) -> Result<Router<App>, Failure> {
     let Some(file) = &options.admin_tokens else {
-        anstream::eprintln!("no admin API: there is no --admin-tokens (or KEYGUARD_ADMIN_TOKENS_FILE)");
+        log(format_args!("no admin API: there is no --admin-tokens (or KEYGUARD_ADMIN_TOKENS_FILE)"));
         return Ok(Router::new());
     };
     let tokens = Tokens::read(file)?;
-    anstream::eprintln!("admin API at /admin, for {} tokens; described at /docs", tokens.len());
+    log(format_args!("admin API at /admin, for {} tokens; described at /docs", tokens.len()));
     let access = Arc::new(Access { tokens, app: app.clone() });
     let (router, document) = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(orgs::create_org, orgs::list_orgs))
@@ -110,6 +112,8 @@ pub fn router(options: &Options, app: &App) -> Result<Router<App>, Failure> {
     let guarded = router
         .method_not_allowed_fallback(async || Problem::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed."))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        // Within the guard, which writes down what comes of it.
+        .layer(CatchPanicLayer::custom(|_| Problem::internal().into_response()))
         .route_layer(middleware::from_fn_with_state(access, access::guard));
     // Without a validator, which is on the network.
     let config = Config::default().validator_url("none");

@@ -1,17 +1,20 @@
 //! Who is let in: every request under /admin passes here, whatever its route.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::header::CACHE_CONTROL;
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::http::uri::PathAndQuery;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use percent_encoding::percent_decode_str;
 
 use super::problem::Problem;
 use crate::reply::Json;
-use crate::serve::App;
+use crate::serve::{App, log};
 use crate::token::{Role, Token, Tokens};
 
 /// How many wrong tokens an address may show in a minute before it is told to wait.
@@ -26,6 +29,10 @@ pub struct Access {
     pub app: App,
 }
 
+/// What a change was about, where its path does not say so: for the log.
+#[derive(Clone)]
+pub struct Subject(pub String);
+
 /// Lets a request through that shows a token which allows it. Who changes something is written down, by the name of the token.
 ///
 /// A right token is let in also while its address has shown too many wrong ones, so that nobody can lock out another who shares his
@@ -38,22 +45,35 @@ pub async fn guard(
     next: Next,
 ) -> Response {
     let mut response = match admit(&access, peer, request.method(), request.headers()).await {
-        Ok(token) => {
-            let change =
-                (!reads(request.method())).then(|| (request.method().clone(), request.uri().path().to_owned()));
-            let name = token.name.clone();
-            let response = next.run(request).await;
-            if let Some((method, path)) = change {
-                let status = response.status().as_u16();
-                anstream::eprintln!("admin: {} from {}: {method} {path} {status}", name.as_str(), peer.ip());
-            }
-            response
-        }
+        Ok(_) if reads(request.method()) => next.run(request).await,
+        Ok(token) => change(token.clone(), peer, request, next).await,
         Err(problem) => problem.into_response(),
     };
     // Some of these answers hold a key.
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+/// Makes a change and writes it down, in a task of its own: if who asked for it hangs up, it comes to its end all the same.
+async fn change(token: Token, peer: SocketAddr, request: Request, next: Next) -> Response {
+    let changing = tokio::spawn(async move {
+        let (method, target) = (request.method().clone(), target(request.uri()));
+        let response = next.run(request).await;
+        let (name, role, from) = (token.name.as_str(), token.role.as_str(), peer.ip().to_canonical());
+        let subject = response.extensions().get().map_or_else(String::new, |Subject(subject)| format!(": {subject}"));
+        let status = response.status().as_u16();
+        log(format_args!("admin: {name} ({role}) from {from}: {method} {target:?} {status}{subject}"));
+        response
+    });
+    // Nothing but the end of the program ends it before.
+    changing.await.unwrap_or_else(|_| Problem::internal().into_response())
+}
+
+/// Path and query as people read them, or as they came if that is no text. The log has them in quotes, with all that is not printable
+/// escaped.
+fn target(uri: &Uri) -> String {
+    let target = uri.path_and_query().map_or_else(|| uri.path(), PathAndQuery::as_str);
+    percent_decode_str(target).decode_utf8().map_or_else(|_| target.to_owned(), Cow::into_owned)
 }
 
 async fn admit<'a>(

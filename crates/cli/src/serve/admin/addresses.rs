@@ -1,10 +1,11 @@
 //! Rules for addresses.
 
-use axum::Json;
 use axum::extract::State;
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::access::Subject;
 use super::extract::{Body, Query, long, within};
 use super::problem::{BodyProblems, Detail, Problem, Problems};
 use super::terms::{given_duration, instant};
@@ -148,7 +149,10 @@ pub async fn list_rules(State(app): State<App>, Query(page): Query<RulePage>) ->
     (status = 409, description = "There are too many rules", body = Detail),
     BodyProblems,
 ))]
-pub async fn add_rule(State(app): State<App>, Body(new): Body<RuleCreate>) -> Result<Json<Detail>, Problem> {
+pub async fn add_rule(
+    State(app): State<App>,
+    Body(new): Body<RuleCreate>,
+) -> Result<(Extension<Subject>, Json<Detail>), Problem> {
     let (name, done) = match new.kind {
         Kind::Block => ("KG.BLOCKIP", "Blocked."),
         Kind::Allow => ("KG.ALLOWIP", "Allowed."),
@@ -168,7 +172,9 @@ pub async fn add_rule(State(app): State<App>, Body(new): Body<RuleCreate>) -> Re
         add.arg("REASON").arg(long("reason", reason, 1..=256)?);
     }
     app.server.ask(&add).await?;
-    Ok(Json(Detail { detail: done.to_owned() }))
+    let path = new.path.map_or_else(String::new, |path| format!(" for {path:?}"));
+    let subject = Subject(format!("{} {:?}{path}", done.trim_end_matches('.').to_lowercase(), new.net));
+    Ok((Extension(subject), Json(Detail { detail: done.to_owned() })))
 }
 
 /// Take a rule away.

@@ -1,13 +1,14 @@
 //! API keys.
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use jiff::Timestamp;
 use redis::Cmd;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::access::Subject;
 use super::extract::{Body, KeyId, OptionalBody, Query, long, within};
 use super::orgs::{after, key_count};
 use super::problem::{BodyProblems, Detail, Problem, Problems};
@@ -259,7 +260,10 @@ impl From<Record> for Key {
     (status = 404, description = "There is no such organization", body = Detail),
     BodyProblems,
 ))]
-pub async fn create_key(State(app): State<App>, Body(new): Body<KeyCreate>) -> Result<Json<KeyCreated>, Problem> {
+pub async fn create_key(
+    State(app): State<App>,
+    Body(new): Body<KeyCreate>,
+) -> Result<(Extension<Subject>, Json<KeyCreated>), Problem> {
     let mut add = command(&app, "KG.NEWKEY");
     add.arg(long("org_name", &new.org_name, 1..=255)?).arg(long("label", &new.label, 1..=255)?);
     add.arg("PREFIX").arg(&new.prefix);
@@ -299,7 +303,8 @@ pub async fn create_key(State(app): State<App>, Body(new): Body<KeyCreate>) -> R
         allow: new.allow,
         meta: new.meta,
     };
-    Ok(Json(with_secret(&app, id, raw_key, as_wished).await))
+    let subject = Extension(Subject(format!("key {id}")));
+    Ok((subject, Json(with_secret(&app, id, raw_key, as_wished).await)))
 }
 
 /// List API keys.

@@ -1,10 +1,11 @@
 //! Organizations.
 
-use axum::Json;
 use axum::extract::State;
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::access::Subject;
 use super::extract::{Body, OrgName, Query, id_of, long, within};
 use super::problem::{BodyProblems, Detail, Problem, Problems};
 use super::terms::{Limit, Quota, instant};
@@ -123,13 +124,17 @@ impl From<Record> for Org {
     (status = 400, description = "There is one of this name", body = Detail),
     BodyProblems,
 ))]
-pub async fn create_org(State(app): State<App>, Body(new): Body<OrgCreate>) -> Result<Json<Org>, Problem> {
+pub async fn create_org(
+    State(app): State<App>,
+    Body(new): Body<OrgCreate>,
+) -> Result<(Extension<Subject>, Json<Org>), Problem> {
     let mut add = command(&app, "KG.ADDORG");
     add.arg(long("name", &new.name, 1..=255)?);
     new.limits.iter().try_for_each(|limit| limit.add_to(&mut add))?;
     new.quotas.iter().for_each(|quota| quota.add_to(&mut add));
     app.server.ask(&add).await?;
-    org(&app, &new.name).await.map(Json)
+    let subject = Extension(Subject(format!("organization {:?}", new.name)));
+    org(&app, &new.name).await.map(|org| (subject, Json(org)))
 }
 
 /// List organizations.

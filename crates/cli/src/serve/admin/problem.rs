@@ -49,6 +49,11 @@ impl Problem {
         Self { retry_after_seconds: Some(retry_after_seconds), ..Self::new(StatusCode::TOO_MANY_REQUESTS, detail) }
     }
 
+    /// What is our fault; of that, no more is told.
+    pub fn internal() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "This is a fault of keyguard serve, whose log says more.")
+    }
+
     fn unavailable(detail: impl Into<String>) -> Self {
         Self { retry_after_seconds: Some(RETRY_AFTER_SECONDS), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
     }
