@@ -959,6 +959,13 @@ fn describes_itself_without_a_network(sut: &Sut) {
     for file in ["", "index.css", "swagger-initializer.js"] {
         let page = admin.serving.send("GET", &format!("/docs/{file}"), &[], "");
         assert_eq!(page.status, 200);
+        for (name, value) in
+            [("x-content-type-options", "nosniff"), ("x-frame-options", "DENY"), ("referrer-policy", "no-referrer")]
+        {
+            assert_eq!(page.headers[name], value, "{file}");
+        }
+        let policy = &page.headers["content-security-policy"];
+        assert!(policy.starts_with("default-src 'none'; script-src 'self';") && !policy.contains("http"), "{policy}");
         assert!(!page.body.contains("http://") && !page.body.contains("https://"), "{file}: {}", page.body);
     }
     for file in ["swagger-ui.css", "swagger-ui-bundle.js", "swagger-ui-standalone-preset.js"] {

@@ -33,7 +33,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use self::access::Access;
 use self::problem::{Detail, Problem};
-use super::{App, log};
+use super::{App, log, page};
 use crate::failure::Failure;
 use crate::reply::Json;
 use crate::token::Tokens;
@@ -46,6 +46,10 @@ const MOST_AT_ONCE: u32 = 200;
 
 /// How many calls of the module a page takes at most: one that would need more is short, and says where to go on.
 const MOST_CALLS: usize = 50;
+
+/// What the page at /docs may load: as the page at /, and the styles and images that Swagger UI has within its own script.
+const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; \
+    img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// What the admin API takes.
 #[derive(Debug, Args)]
@@ -117,7 +121,8 @@ pub fn router(options: &Options, app: &App) -> Result<Router<App>, Failure> {
         .route_layer(middleware::from_fn_with_state(access, access::guard));
     // Without a validator, which is on the network.
     let config = Config::default().validator_url("none");
-    Ok(guarded.merge(SwaggerUi::new("/docs").url("/openapi.json", document).config(config)))
+    let docs = SwaggerUi::new("/docs").url("/openapi.json", document).config(config);
+    Ok(guarded.merge(page::strict(docs.into(), DOCS_POLICY)))
 }
 
 /// A command on the store.

@@ -364,7 +364,7 @@ let drawn = 0;
 
 /** Draws the view that the address names. Of several that are on their way, the last one asked for stays. */
 async function show() {
-  const name = location.hash.slice(1) in VIEWS ? location.hash.slice(1) : "overview";
+  const name = Object.hasOwn(VIEWS, location.hash.slice(1)) ? location.hash.slice(1) : "overview";
   const ours = ++drawn;
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
