@@ -67,7 +67,7 @@ impl Admin {
     }
 
     /// What it answers to what it does.
-    fn ok(&self, method: &str, path: &str, body: impl Into<Option<Json>>) -> Json {
+    pub fn ok(&self, method: &str, path: &str, body: impl Into<Option<Json>>) -> Json {
         let answer = self.ask(method, path, body);
         assert_eq!(answer.status, 200, "{method} {path}: {answer:?}");
         assert_eq!(answer.headers["cache-control"], "no-store");
@@ -87,7 +87,8 @@ fn detail(answer: &Response, status: u16) -> String {
     body["detail"].as_str().expect("a detail").to_owned()
 }
 
-fn new_token(server: &Server, arguments: &[&str]) -> Output {
+/// `keyguard token new` in the server's directory.
+pub fn new_token(server: &Server, arguments: &[&str]) -> Output {
     tool(server).args(["token", "new"]).args(arguments).output().expect("it runs")
 }
 

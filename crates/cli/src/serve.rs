@@ -44,7 +44,7 @@ pub struct Options {
     #[arg(long, env = "KEYGUARD_LISTEN", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
 
-    /// A certificate in PEM, with its chain: then HTTPS is spoken.
+    /// A certificate in PEM, with its chain: then HTTPS is spoken. Read at start and on SIGHUP, as its key.
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
 
@@ -75,8 +75,9 @@ pub struct App {
 pub async fn run(at: &At, options: Options) -> Result<(), Failure> {
     let app = App { server: Server::at(&at.url)?, store: at.store.clone() };
     let metrics = Arc::new(Metrics::new());
+    let access = options.admin.access(&app)?;
     let router = Router::new()
-        .merge(admin::router(&options.admin, &app)?.layer(RequestBodyLimitLayer::new(MAX_BODY)))
+        .merge(admin::router(access.clone()).layer(RequestBodyLimitLayer::new(MAX_BODY)))
         .merge(verify::router(&options.verify, Arc::clone(&metrics))?)
         .merge(metrics::router(metrics))
         .merge(page::router())
@@ -85,16 +86,18 @@ pub async fn run(at: &At, options: Options) -> Result<(), Failure> {
         // What a panic says is for our log, not for who asked.
         .layer(CatchPanicLayer::custom(|_| problem(StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL")))
         .with_state(app);
-    let tls = match (&options.tls_cert, &options.tls_key) {
-        (Some(certificate), Some(key)) => Some(tls(certificate, key).await?),
+    let tls = match (options.tls_cert, options.tls_key) {
+        (Some(certificate), Some(key)) => Some(Tls::read(certificate, key).await?),
         _ => None,
     };
     let listen = options.listen;
     let handle = Handle::new();
+    let config = tls.as_ref().map(|tls| tls.config.clone());
     end_when_told(handle.clone())?;
-    tokio::spawn(tell_when_listening(handle.clone(), if tls.is_some() { "https" } else { "http" }));
+    read_again_when_told(access, tls)?;
+    tokio::spawn(tell_when_listening(handle.clone(), if config.is_some() { "https" } else { "http" }));
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    let served = match tls {
+    let served = match config {
         Some(config) => patient(axum_server::bind_rustls(listen, config)).handle(handle).serve(service).await,
         None => patient(axum_server::bind(listen)).handle(handle).serve(service).await,
     };
@@ -102,12 +105,56 @@ pub async fn run(at: &At, options: Options) -> Result<(), Failure> {
     served.map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}")).into())
 }
 
-async fn tls(certificate: &Path, key: &Path) -> Result<RustlsConfig, Failure> {
-    let config = RustlsConfig::from_pem_file(certificate, key).await;
-    config.map_err(|error| {
+/// What HTTPS is spoken with, and where it comes from.
+struct Tls {
+    certificate: PathBuf,
+    key: PathBuf,
+    config: RustlsConfig,
+}
+
+impl Tls {
+    async fn read(certificate: PathBuf, key: PathBuf) -> Result<Self, Failure> {
+        match RustlsConfig::from_pem_file(&certificate, &key).await {
+            Ok(config) => Ok(Self { certificate, key, config }),
+            Err(error) => Err(Self::wrong(&certificate, &key, &error)),
+        }
+    }
+
+    /// For the connections to come; if the files cannot be taken, they go on as before.
+    async fn read_again(&self) -> Result<(), Failure> {
+        let read = self.config.reload_from_pem_file(&self.certificate, &self.key).await;
+        read.map_err(|error| Self::wrong(&self.certificate, &self.key, &error))
+    }
+
+    fn wrong(certificate: &Path, key: &Path, error: &io::Error) -> Failure {
         let [certificate, key] = [certificate, key].map(Path::display);
         Failure::Usage(format!("--tls-cert {certificate}, --tls-key {key}: {error}"))
-    })
+    }
+}
+
+/// On SIGHUP the files of tokens and of TLS are read again. One that cannot be taken leaves in force what was read before.
+fn read_again_when_told(access: Option<Arc<admin::Access>>, tls: Option<Tls>) -> io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            if let Some(access) = &access {
+                match access.read_again() {
+                    Ok(count) => log(format_args!("read again: {count} admin tokens")),
+                    Err(failure) => log(format_args!("the admin tokens stay as they were: {failure}")),
+                }
+            }
+            if let Some(tls) = &tls {
+                match tls.read_again().await {
+                    Ok(()) => log(format_args!("read again: the certificate and its key")),
+                    Err(failure) => log(format_args!("the certificate and its key stay as they were: {failure}")),
+                }
+            }
+            if access.is_none() && tls.is_none() {
+                log(format_args!("nothing to read again: no --admin-tokens, no --tls-cert"));
+            }
+        }
+    });
+    Ok(())
 }
 
 /// Who sends nothing, or byte by byte, is not waited for without end.

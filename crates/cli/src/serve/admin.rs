@@ -31,12 +31,11 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use self::access::Access;
+pub use self::access::Access;
 use self::problem::{Detail, Problem};
 use super::{App, log, page};
 use crate::failure::Failure;
 use crate::reply::Json;
-use crate::token::Tokens;
 
 /// The largest body, in bytes: the longest scopes and META that a key can have, and as much again.
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -56,7 +55,7 @@ const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
 #[group(id = "admin")]
 pub struct Options {
     /// The file of those who may use the admin API, a line for each: read or write, a name, sha256: and the digest of their token.
-    /// `keyguard token new` makes them. Mode 0600; read at start. Without it, there is no admin API.
+    /// `keyguard token new` makes them. Mode 0600; read at start and on SIGHUP. Without it, there is no admin API.
     #[arg(long, env = "KEYGUARD_ADMIN_TOKENS_FILE", value_name = "FILE")]
     admin_tokens: Option<PathBuf>,
 }
@@ -91,18 +90,23 @@ impl Modify for AdminKey {
     }
 }
 
+impl Options {
+    /// Who is let in, unless there is no admin API.
+    ///
+    /// # Errors
+    /// A file of tokens that cannot be read, or that others can.
+    pub fn access(&self, app: &App) -> Result<Option<Arc<Access>>, Failure> {
+        Ok(self.admin_tokens.as_ref().map(|file| Access::read(file, app)).transpose()?.map(Arc::new))
+    }
+}
+
 /// Everything under /admin, what describes it, and a page to try it on.
-///
-/// # Errors
-/// A file of tokens that cannot be read, or that others can.
-pub fn router(options: &Options, app: &App) -> Result<Router<App>, Failure> {
-    let Some(file) = &options.admin_tokens else {
+pub fn router(access: Option<Arc<Access>>) -> Router<App> {
+    let Some(access) = access else {
         log(format_args!("no admin API: there is no --admin-tokens (or KEYGUARD_ADMIN_TOKENS_FILE)"));
-        return Ok(Router::new());
+        return Router::new();
     };
-    let tokens = Tokens::read(file)?;
-    log(format_args!("admin API at /admin, for {} tokens; described at /docs", tokens.len()));
-    let access = Arc::new(Access { tokens, app: app.clone() });
+    log(format_args!("admin API at /admin, for {} tokens; described at /docs", access.token_count()));
     let (router, document) = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(orgs::create_org, orgs::list_orgs))
         .routes(routes!(orgs::show_org, orgs::update_org, orgs::delete_org))
@@ -122,7 +126,7 @@ pub fn router(options: &Options, app: &App) -> Result<Router<App>, Failure> {
     // Without a validator, which is on the network.
     let config = Config::default().validator_url("none");
     let docs = SwaggerUi::new("/docs").url("/openapi.json", document).config(config);
-    Ok(guarded.merge(page::strict(docs.into(), DOCS_POLICY)))
+    guarded.merge(page::strict(docs.into(), DOCS_POLICY))
 }
 
 /// A command on the store.

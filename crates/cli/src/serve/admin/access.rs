@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::header::CACHE_CONTROL;
@@ -13,6 +14,7 @@ use axum::response::{IntoResponse as _, Response};
 use percent_encoding::percent_decode_str;
 
 use super::problem::Problem;
+use crate::failure::Failure;
 use crate::reply::Json;
 use crate::serve::{App, log};
 use crate::token::{Role, Token, Tokens};
@@ -25,8 +27,39 @@ const COUNTED_AT: &str = "/.keyguard-admin";
 
 /// What it takes to decide.
 pub struct Access {
-    pub tokens: Tokens,
-    pub app: App,
+    tokens: RwLock<Tokens>,
+    file: PathBuf,
+    app: App,
+}
+
+impl Access {
+    /// For those whose tokens are in this file.
+    ///
+    /// # Errors
+    /// A file of tokens that cannot be read, or that others can.
+    pub fn read(file: &Path, app: &App) -> Result<Self, Failure> {
+        Ok(Self { tokens: RwLock::new(Tokens::read(file)?), file: file.to_owned(), app: app.clone() })
+    }
+
+    /// Reads the file again; how many tokens there are then.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); then those from before hold.
+    pub fn read_again(&self) -> Result<usize, Failure> {
+        let tokens = Tokens::read(&self.file)?;
+        let count = tokens.len();
+        *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = tokens;
+        Ok(count)
+    }
+
+    /// How many tokens there are.
+    pub fn token_count(&self) -> usize {
+        self.tokens.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    fn find(&self, presented: &str) -> Option<Token> {
+        self.tokens.read().unwrap_or_else(PoisonError::into_inner).find(presented).cloned()
+    }
 }
 
 /// What a change was about, where its path does not say so: for the log.
@@ -46,7 +79,7 @@ pub async fn guard(
 ) -> Response {
     let mut response = match admit(&access, peer, request.method(), request.headers()).await {
         Ok(_) if reads(request.method()) => next.run(request).await,
-        Ok(token) => change(token.clone(), peer, request, next).await,
+        Ok(token) => change(token, peer, request, next).await,
         Err(problem) => problem.into_response(),
     };
     // Some of these answers hold a key.
@@ -76,19 +109,14 @@ fn target(uri: &Uri) -> String {
     percent_decode_str(target).decode_utf8().map_or_else(|_| target.to_owned(), Cow::into_owned)
 }
 
-async fn admit<'a>(
-    access: &'a Access,
-    peer: SocketAddr,
-    method: &Method,
-    headers: &HeaderMap,
-) -> Result<&'a Token, Problem> {
+async fn admit(access: &Access, peer: SocketAddr, method: &Method, headers: &HeaderMap) -> Result<Token, Problem> {
     let mut presented = headers.get_all("x-admin-key").iter();
     let Some(first) = presented.next() else {
         return Err(Problem::new(StatusCode::UNAUTHORIZED, "The header X-Admin-Key is missing."));
     };
     // Of two headers it is not clear which is meant.
     let only = first.to_str().ok().filter(|_| presented.next().is_none());
-    match access.tokens.find(only.unwrap_or_default()) {
+    match access.find(only.unwrap_or_default()) {
         Some(token) if token.role == Role::Write || reads(method) => Ok(token),
         Some(_) => Err(Problem::new(StatusCode::FORBIDDEN, "This admin key may only read.")),
         None => Err(refuse(&access.app, peer).await),
