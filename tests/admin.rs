@@ -816,14 +816,23 @@ fn what_cannot_be_is_refused_and_not_repeated(sut: &Sut) {
     let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, admin.serving.port)).unwrap();
     let head = "POST /admin/orgs HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n";
     write!(connection, "{head}X-Admin-Key: {}\r\nContent-Length: 65537\r\n\r\n{{", admin.write).unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 413") && answer.ends_with(r#"{"detail":"The body is too large."}"#),
+        "{answer}"
+    );
     let mut answer = [0; 12];
-    connection.read_exact(&mut answer).unwrap();
-    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 413");
     let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, admin.serving.port)).unwrap();
     let head = "POST /admin/orgs HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: text/plain\r\n";
     write!(connection, "{head}X-Admin-Key: {}\r\nContent-Length: 12\r\n\r\n{{\"name\":\"a\"}}", admin.write).unwrap();
     connection.read_exact(&mut answer).unwrap();
     assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 415");
+    let long = "x".repeat(70_000);
+    assert_eq!(admin.ask("GET", &format!("/admin/orgs/{long}"), None).status, 414);
+    let headers: Vec<_> = (0..150).map(|n| (format!("X-{n}"), "x")).collect();
+    let headers: Vec<_> = headers.iter().map(|(name, value)| (&**name, *value)).collect();
+    assert_eq!(admin.serving.send("GET", "/admin/orgs", &headers, "").status, 431);
     for path in
         ["/admin/keys/0", "/admin/keys/-1", "/admin/keys/07", "/admin/keys/99999999999999999999", "/admin/keys/%FF"]
     {
@@ -921,13 +930,13 @@ fn says_so_while_the_server_is_away(sut: &Sut) {
     let admin = Admin::start(&server);
     admin.ok("GET", "/admin/orgs", None);
     server.kill();
-    for (token, method, body) in [
-        (&*admin.write, "GET", ""),
-        (&*admin.write, "POST", r#"{"name":"x"}"#),
-        // Who cannot be counted is not let guess.
-        ("wrong", "GET", ""),
-    ] {
-        let answer = admin.serving.send(method, "/admin/orgs", &[("X-Admin-Key", token)], body);
+    // Who is not let in hears so all the same.
+    detail(&admin.serving.send("GET", "/admin/orgs", &[], ""), 401);
+    for token in ["wrong", &format!("{}A", admin.write)] {
+        detail(&admin.serving.send("GET", "/admin/orgs", &[("X-Admin-Key", token)], ""), 403);
+    }
+    for (method, body) in [("GET", ""), ("POST", r#"{"name":"x"}"#)] {
+        let answer = admin.serving.send(method, "/admin/orgs", &[("X-Admin-Key", &admin.write)], body);
         detail(&answer, 503);
         assert_eq!(answer.headers["retry-after"], "1");
     }
@@ -950,7 +959,7 @@ fn describes_itself_without_a_network(sut: &Sut) {
     for (path, of_path) in document["paths"].as_object().unwrap() {
         for (method, operation) in of_path.as_object().unwrap() {
             let responses = operation["responses"].as_object().unwrap();
-            for status in ["200", "401", "403", "422", "429", "503"] {
+            for status in ["200", "401", "403", "405", "408", "414", "422", "429", "431", "500", "503"] {
                 assert!(responses.contains_key(status), "{method} {path}: {status}");
             }
         }

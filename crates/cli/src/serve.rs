@@ -21,7 +21,6 @@ use axum_server::tls_rustls::RustlsConfig;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::timeout::TimeoutLayer;
 
 use crate::cli::At;
@@ -32,9 +31,6 @@ use self::metrics::Metrics;
 
 /// How long a request may take to arrive, and then to be answered; and how long those that are under way may take when we are to end.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The most that the body of a request to the admin API may hold, in bytes.
-const MAX_BODY: usize = 64 * 1024;
 
 /// What `keyguard serve` takes.
 #[derive(Debug, Args)]
@@ -77,7 +73,7 @@ pub async fn run(at: &At, options: Options) -> Result<(), Failure> {
     let metrics = Arc::new(Metrics::new());
     let access = options.admin.access(&app)?;
     let router = Router::new()
-        .merge(admin::router(access.clone()).layer(RequestBodyLimitLayer::new(MAX_BODY)))
+        .merge(admin::router(access.clone()))
         .merge(verify::router(&options.verify, Arc::clone(&metrics))?)
         .merge(metrics::router(metrics))
         .merge(page::router())
