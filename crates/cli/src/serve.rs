@@ -9,6 +9,7 @@ mod verify;
 use std::fmt;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::panic::{self, PanicHookInfo};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,11 +78,9 @@ pub async fn run(at: &At, options: Options) -> Result<(), Failure> {
         .merge(verify::router(&options.verify, Arc::clone(&metrics))?)
         .merge(metrics::router(metrics))
         .merge(page::router())
-        .fallback(async || problem(StatusCode::NOT_FOUND, "NOT_FOUND"))
-        .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, PATIENCE))
-        // What a panic says is for our log, not for who asked.
-        .layer(CatchPanicLayer::custom(|_| problem(StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL")))
-        .with_state(app);
+        .fallback(async || problem(StatusCode::NOT_FOUND, "NOT_FOUND"));
+    let router = lasting(router).with_state(app);
+    panic::set_hook(Box::new(|about| log(format_args!("{}", told_of_panic(about)))));
     let tls = match (options.tls_cert, options.tls_key) {
         (Some(certificate), Some(key)) => Some(Tls::read(certificate, key).await?),
         _ => None,
@@ -99,6 +98,19 @@ pub async fn run(at: &At, options: Options) -> Result<(), Failure> {
     };
     // Nothing but the address can be wrong: what goes wrong later ends one connection.
     served.map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}")).into())
+}
+
+/// No request lasts without end, and none ends the others.
+fn lasting<S: Clone + Send + Sync + 'static>(router: Router<S>) -> Router<S> {
+    router
+        .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, PATIENCE))
+        .layer(CatchPanicLayer::custom(|_| problem(StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL")))
+}
+
+/// Where a panic was, for the log; not what it says, which may be what somebody sent.
+fn told_of_panic(about: &PanicHookInfo<'_>) -> String {
+    let place = about.location().map_or_else(String::new, |place| format!(" at {}:{}", place.file(), place.line()));
+    format!("keyguard: panicked{place}")
 }
 
 /// What HTTPS is spoken with, and where it comes from.
@@ -184,4 +196,42 @@ fn log(line: fmt::Arguments<'_>) {
 fn problem(status: StatusCode, code: &str) -> Response {
     let body = format!("{{\"status\":{},\"code\":\"{code}\"}}", status.as_u16());
     (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use std::net::Ipv4Addr;
+    use std::sync::Mutex;
+
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_a_problem_for_who_asked_alone_and_the_log_does_not_repeat_it() {
+        static LOG: Mutex<String> = Mutex::new(String::new());
+        async fn fails() {
+            panic!("hush");
+        }
+        let router = lasting(Router::new().route("/fails", get(fails)).route("/works", get(async || "it works")));
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        panic::set_hook(Box::new(|about| LOG.lock().unwrap().push_str(&told_of_panic(about))));
+        let mut connection = TcpStream::connect(address).await.unwrap();
+        let asked =
+            b"GET /fails HTTP/1.1\r\nHost: x\r\n\r\nGET /works HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        connection.write_all(asked).await.unwrap();
+        let mut answers = String::new();
+        connection.read_to_string(&mut answers).await.unwrap();
+        drop(panic::take_hook());
+        assert!(answers.starts_with("HTTP/1.1 500 ") && answers.ends_with("it works"), "{answers}");
+        assert!(answers.contains("{\"status\":500,\"code\":\"INTERNAL\"}"), "{answers}");
+        let log = LOG.lock().unwrap();
+        assert!(log.starts_with("keyguard: panicked at ") && log.contains("serve.rs:"), "{log}");
+        assert!(!log.contains("hush") && !answers.contains("hush"), "{log} {answers}");
+    }
 }
