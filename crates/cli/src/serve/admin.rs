@@ -40,6 +40,9 @@ use crate::reply::Json;
 /// The largest body, in bytes: the longest scopes and META that a key can have, and as much again.
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
+/// Where the page after the last one begins.
+const LAST: &str = "0";
+
 /// The most records that one call of the module lists.
 const MOST_AT_ONCE: u32 = 200;
 
@@ -141,6 +144,14 @@ async fn ask<T: DeserializeOwned>(app: &App, command: &Cmd) -> Result<T, Problem
     read(app.server.ask(command).await?)
 }
 
+/// The same; nothing where nothing is yet.
+async fn ask_if_any<T: DeserializeOwned>(app: &App, command: &Cmd) -> Result<Option<T>, Problem> {
+    match app.server.ask(command).await {
+        Err(failure) if failure.code() == Some("NOSTORE") => Ok(None),
+        answer => read(answer?).map(Some),
+    }
+}
+
 /// An answer of the module as a type.
 fn read<T: DeserializeOwned>(answer: Json) -> Result<T, Problem> {
     serde_json::from_value(answer).map_err(|_| Failure::Strange("of another form").into())
@@ -155,10 +166,13 @@ struct Totals {
 
 /// None where nothing is.
 async fn totals(app: &App) -> Result<Totals, Problem> {
-    match app.server.ask(&command(app, "KG.GETSTORE")).await {
-        Err(failure) if failure.code() == Some("NOSTORE") => Ok(Totals::default()),
-        answer => read(answer?),
-    }
+    ask_if_any(app, &command(app, "KG.GETSTORE")).await.map(Option::unwrap_or_default)
+}
+
+/// A page of a command that says itself where the next one begins.
+async fn page_of<T: DeserializeOwned>(app: &App, list: &Cmd) -> Result<(Option<String>, Vec<T>), Problem> {
+    let (next, records): (String, _) = ask_if_any(app, list).await?.unwrap_or_else(|| (LAST.to_owned(), Vec::new()));
+    Ok((Some(next).filter(|next| next != LAST), records))
 }
 
 /// A page of records, of a command that takes AFTER and COUNT, and where the next one begins.
@@ -173,10 +187,7 @@ async fn listed<T: DeserializeOwned>(
         let count = left.min(MOST_AT_ONCE);
         let mut list = list.clone();
         list.arg("AFTER").arg(after).arg("COUNT").arg(count);
-        let mut page: Vec<Json> = match app.server.ask(&list).await {
-            Err(failure) if failure.code() == Some("NOSTORE") => Vec::new(),
-            answer => read(answer?)?,
-        };
+        let mut page: Vec<Json> = ask_if_any(app, &list).await?.unwrap_or_default();
         let number = |record: &Json, field: &str| record.get(field).and_then(Json::as_i64);
         // One that ended before it was full ends with where to go on.
         let goes_on = page.pop_if(|last| last.get("after").is_some()).and_then(|last| number(&last, "after"));

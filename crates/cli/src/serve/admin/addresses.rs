@@ -9,7 +9,7 @@ use super::access::Subject;
 use super::extract::{Body, Query, long, within};
 use super::problem::{BodyProblems, Detail, Problem, Problems};
 use super::terms::{given_duration, instant};
-use super::{command, read};
+use super::{command, page_of};
 use crate::serve::App;
 
 /// What a rule does.
@@ -127,10 +127,7 @@ pub async fn list_rules(State(app): State<App>, Query(page): Query<RulePage>) ->
         list.arg("CURSOR").arg(long("cursor", cursor, 1..=128)?);
     }
     list.arg("COUNT").arg(within("limit", page.limit.unwrap_or(100), 1..=1000)?);
-    let (next, rules): (String, Vec<Listed>) = match app.server.ask(&list).await {
-        Err(failure) if failure.code() == Some("NOSTORE") => ("0".to_owned(), Vec::new()),
-        answer => read(answer?)?,
-    };
+    let (next, rules): (_, Vec<Listed>) = page_of(&app, &list).await?;
     let rule = |rule: Listed| Rule {
         net: rule.rule,
         kind: rule.kind,
@@ -140,7 +137,7 @@ pub async fn list_rules(State(app): State<App>, Query(page): Query<RulePage>) ->
         by: rule.by,
         strikes: rule.strikes,
     };
-    Ok(Json(RuleList { addresses: rules.into_iter().map(rule).collect(), next: Some(next).filter(|next| next != "0") }))
+    Ok(Json(RuleList { addresses: rules.into_iter().map(rule).collect(), next }))
 }
 
 /// Block an address or a network, or allow it whatever is blocked.

@@ -330,7 +330,7 @@ pub async fn list_keys(State(app): State<App>, Query(page): Query<KeyPage>) -> R
 
 /// One API key.
 #[utoipa::path(get, path = "/admin/keys/{id}", tag = "keys",
-    params(("id" = String, Path, description = "The id of the key")), responses(
+    params(KeyId), responses(
     (status = 200, description = "As it is now", body = Key),
     (status = 404, description = "There is no such key", body = Detail),
     Problems,
@@ -341,7 +341,7 @@ pub async fn show_key(State(app): State<App>, KeyId(id): KeyId) -> Result<Json<K
 
 /// Change an API key.
 #[utoipa::path(patch, path = "/admin/keys/{id}", tag = "keys", request_body = KeyUpdate,
-    params(("id" = String, Path, description = "The id of the key")), responses(
+    params(KeyId), responses(
     (status = 200, description = "As it is now", body = Key),
     (status = 404, description = "There is no such key", body = Detail),
     (status = 409, description = "It is revoked, and cannot be active again", body = Detail),
@@ -397,7 +397,7 @@ pub async fn update_key(
 
 /// Revoke an API key, for good; with `purge`, delete it.
 #[utoipa::path(delete, path = "/admin/keys/{id}", tag = "keys",
-    params(("id" = String, Path, description = "The id of the key"), Purge), responses(
+    params(KeyId, Purge), responses(
     (status = 200, description = "It is no longer let in", body = Revoked),
     (status = 404, description = "There is no such key", body = Detail),
     Problems,
@@ -415,7 +415,7 @@ pub async fn revoke_key(
 
 /// Give an API key a new secret. It is shown this once.
 #[utoipa::path(post, path = "/admin/keys/{id}/rotate", tag = "keys", request_body = inline(Option<Rotation>),
-    params(("id" = String, Path, description = "The id of the key")), responses(
+    params(KeyId), responses(
     (status = 200, description = "The key", body = KeyCreated),
     (status = 404, description = "There is no such key", body = Detail),
     (status = 409, description = "It is revoked", body = Detail),

@@ -160,7 +160,7 @@ pub fn after(text: Option<&str>) -> Result<i64, Problem> {
 
 /// Suspend an organization or let it in again; change its limits and quotas.
 #[utoipa::path(patch, path = "/admin/orgs/{name}", tag = "organizations", request_body = OrgUpdate,
-    params(("name" = String, Path, description = "The name of the organization")), responses(
+    params(OrgName), responses(
     (status = 200, description = "As it is now", body = Org),
     (status = 404, description = "There is none of this name", body = Detail),
     BodyProblems,
@@ -197,7 +197,7 @@ pub async fn update_org(
 
 /// Delete an organization that has no keys.
 #[utoipa::path(delete, path = "/admin/orgs/{name}", tag = "organizations",
-    params(("name" = String, Path, description = "The name of the organization")), responses(
+    params(OrgName), responses(
     (status = 200, description = "It is gone", body = Detail),
     (status = 404, description = "There is none of this name", body = Detail),
     (status = 409, description = "It still has API keys", body = Detail),
@@ -210,7 +210,7 @@ pub async fn delete_org(State(app): State<App>, OrgName(name): OrgName) -> Resul
 
 /// One organization.
 #[utoipa::path(get, path = "/admin/orgs/{name}", tag = "organizations",
-    params(("name" = String, Path, description = "The name of the organization")), responses(
+    params(OrgName), responses(
     (status = 200, description = "As it is now", body = Org),
     (status = 404, description = "There is none of this name", body = Detail),
     Problems,
