@@ -13,8 +13,10 @@ use std::thread;
 use serde_json::{Value as Json, json};
 
 use crate::harness::{
-    Reply, Response, Server, Serving, Sut, args, eventually, expect, free_port, installed, server_tests, tool,
+    Client, Reply, Response, Server, Serving, Sut, args, eventually, expect, free_port, installed, server_tests, tool,
 };
+
+use crate::verify::signal;
 
 server_tests![
     clients_of_keyguard_python_are_answered_as_before,
@@ -27,6 +29,7 @@ server_tests![
     a_store_that_is_not_there_is_an_empty_one,
     only_who_holds_a_token_is_let_in_and_only_as_its_role_says,
     a_change_is_written_down_though_who_asked_for_it_hangs_up,
+    a_change_is_written_down_though_the_program_is_told_to_end,
     nothing_that_is_sent_breaks_a_line_of_the_log,
     wrong_tokens_are_counted_and_lock_nobody_out,
     what_cannot_be_is_refused_and_not_repeated,
@@ -64,6 +67,16 @@ impl Admin {
     fn ask(&self, method: &str, path: &str, body: impl Into<Option<Json>>) -> Response {
         let body = body.into().map(|body| body.to_string()).unwrap_or_default();
         self.serving.send(method, path, &[("X-Admin-Key", &self.write)], &body)
+    }
+
+    /// Asks for an organization, and waits for nothing.
+    fn ask_for_organization(&self, name: &str) -> TcpStream {
+        let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, self.serving.port)).unwrap();
+        let body = json!({ "name": name }).to_string();
+        let head = format!("POST /admin/orgs HTTP/1.1\r\nHost: x\r\nX-Admin-Key: {}\r\n", self.write);
+        let about_body = format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
+        connection.write_all([head, about_body, body].concat().as_bytes()).unwrap();
+        connection
     }
 
     /// What it answers to what it does.
@@ -665,19 +678,8 @@ fn a_change_is_written_down_though_who_asked_for_it_hangs_up(sut: &Sut) {
     c.ok("KG.ADDORG acme shop");
     let admin = Admin::start(&server);
     c.ok("CLIENT PAUSE 60000 WRITE");
-    let head = format!("POST /admin/orgs HTTP/1.1\r\nHost: x\r\nX-Admin-Key: {}\r\n", admin.write);
-    let waiting: Vec<_> = (10..30)
-        .map(|n| {
-            let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, admin.serving.port)).unwrap();
-            let body = format!("Content-Type: application/json\r\nContent-Length: 14\r\n\r\n{{\"name\":\"n{n}\"}}");
-            connection.write_all((head.clone() + &body).as_bytes()).unwrap();
-            connection
-        })
-        .collect();
-    eventually("the first of them waiting for the server", || {
-        let blocked = c.info_number("clients", "blocked_clients");
-        expect(blocked == 1, || blocked.to_string())
-    });
+    let waiting: Vec<_> = (10..30).map(|n| admin.ask_for_organization(&format!("n{n}"))).collect();
+    eventually("the first of them waiting for the server", || one_is_blocked(&mut c));
     drop(waiting);
     c.ok("CLIENT UNPAUSE");
     // What is asked for last comes after all of them.
@@ -688,6 +690,32 @@ fn a_change_is_written_down_though_who_asked_for_it_hangs_up(sut: &Sut) {
         let log = admin.serving.log();
         let told = log.matches("write (write) from 127.0.0.1: POST \"/admin/orgs\"").count() as u64;
         expect(told >= made, || format!("{made} changes: {log}"))
+    });
+}
+
+/// Whether the one connection of the program waits for the server.
+fn one_is_blocked(c: &mut Client) -> Result<(), String> {
+    let blocked = c.info_number("clients", "blocked_clients");
+    expect(blocked == 1, || blocked.to_string())
+}
+
+fn a_change_is_written_down_though_the_program_is_told_to_end(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let admin = Admin::start(&server);
+    c.ok("CLIENT PAUSE 60000 WRITE");
+    let waiting = admin.ask_for_organization("new");
+    eventually("it waiting for the server", || one_is_blocked(&mut c));
+    drop(waiting);
+    signal(admin.serving.id(), "-TERM");
+    eventually("nobody listening any more", || {
+        expect(TcpStream::connect((Ipv4Addr::LOCALHOST, admin.serving.port)).is_err(), || "one does".to_owned())
+    });
+    c.ok("CLIENT UNPAUSE");
+    eventually("the change standing in the log", || {
+        let log = admin.serving.log();
+        expect(log.contains("POST \"/admin/orgs\" "), || log)
     });
 }
 

@@ -21,6 +21,7 @@ use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
 
@@ -89,13 +90,17 @@ pub async fn run(at: &At, options: Options) -> Result<(), Failure> {
     let handle = Handle::new();
     let config = tls.as_ref().map(|tls| tls.config.clone());
     end_when_told(handle.clone())?;
-    read_again_when_told(access, tls)?;
+    read_again_when_told(access.clone(), tls)?;
     tokio::spawn(tell_when_listening(handle.clone(), if config.is_some() { "https" } else { "http" }));
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
     let served = match config {
         Some(config) => patient(axum_server::bind_rustls(listen, config)).handle(handle).serve(service).await,
         None => patient(axum_server::bind(listen)).handle(handle).serve(service).await,
     };
+    if let Some(access) = access {
+        // Those too that nobody waits for any more. One that takes longer is given up.
+        let _ = time::timeout(PATIENCE, access.settled()).await;
+    }
     // Nothing but the address can be wrong: what goes wrong later ends one connection.
     served.map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}")).into())
 }

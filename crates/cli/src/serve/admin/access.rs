@@ -30,6 +30,8 @@ pub struct Access {
     tokens: RwLock<Tokens>,
     file: PathBuf,
     app: App,
+    /// Held by every change that is under way.
+    changes: Arc<tokio::sync::RwLock<()>>,
 }
 
 impl Access {
@@ -38,7 +40,12 @@ impl Access {
     /// # Errors
     /// A file of tokens that cannot be read, or that others can.
     pub fn read(file: &Path, app: &App) -> Result<Self, Failure> {
-        Ok(Self { tokens: RwLock::new(Tokens::read(file)?), file: file.to_owned(), app: app.clone() })
+        Ok(Self {
+            tokens: RwLock::new(Tokens::read(file)?),
+            file: file.to_owned(),
+            app: app.clone(),
+            changes: Arc::default(),
+        })
     }
 
     /// Reads the file again; how many tokens there are then.
@@ -50,6 +57,11 @@ impl Access {
         let count = tokens.len();
         *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = tokens;
         Ok(count)
+    }
+
+    /// Waits until no change is under way.
+    pub async fn settled(&self) {
+        drop(self.changes.write().await);
     }
 
     /// How many tokens there are.
@@ -79,7 +91,7 @@ pub async fn guard(
 ) -> Response {
     let mut response = match admit(&access, peer, request.method(), request.headers()).await {
         Ok(_) if reads(request.method()) => next.run(request).await,
-        Ok(token) => change(token, peer, request, next).await,
+        Ok(token) => change(&access, token, peer, request, next).await,
         Err(problem) => problem.into_response(),
     };
     // Some of these answers hold a key.
@@ -88,7 +100,8 @@ pub async fn guard(
 }
 
 /// Makes a change and writes it down, in a task of its own: if who asked for it hangs up, it comes to its end all the same.
-async fn change(token: Token, peer: SocketAddr, request: Request, next: Next) -> Response {
+async fn change(access: &Access, token: Token, peer: SocketAddr, request: Request, next: Next) -> Response {
+    let under_way = Arc::clone(&access.changes).read_owned().await;
     let changing = tokio::spawn(async move {
         let (method, target) = (request.method().clone(), target(request.uri()));
         let response = next.run(request).await;
@@ -96,6 +109,7 @@ async fn change(token: Token, peer: SocketAddr, request: Request, next: Next) ->
         let subject = response.extensions().get().map_or_else(String::new, |Subject(subject)| format!(": {subject}"));
         let status = response.status().as_u16();
         log(format_args!("admin: {name} ({role}) from {from}: {method} {target:?} {status}{subject}"));
+        drop(under_way);
         response
     });
     // Nothing but the end of the program ends it before.
