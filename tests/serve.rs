@@ -1,9 +1,10 @@
 //! `keyguard serve` as a process that runs for long: what it reads again when it is told to, HTTPS, and what it answers while the server
 //! takes its time.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -50,7 +51,7 @@ fn admin_tokens_are_read_again_on_a_hangup(sut: &Sut) {
 
     // A file that is none leaves those that there were, and its content stays where it is.
     let digest = "b".repeat(64);
-    for content in [String::new(), format!("{without}hush sha256:{digest}\n"), "\0\n".to_owned()] {
+    for content in [format!("{without}hush sha256:{digest}\n"), "\0\n".to_owned()] {
         fs::write(&file, content).unwrap();
         let told = hang_up(&admin.serving, "the admin tokens stay as they were");
         assert!(!told.contains("hush") && !told.contains(&digest), "{told}");
@@ -59,6 +60,12 @@ fn admin_tokens_are_read_again_on_a_hangup(sut: &Sut) {
     fs::remove_file(&file).unwrap();
     hang_up(&admin.serving, "the admin tokens stay as they were");
     assert_eq!([status(&admin.write), status(&late)], [403, 200]);
+
+    // With the last line, the last who was let in is gone.
+    fs::write(&file, "# nobody\n").unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    hang_up(&admin.serving, "read again: 0 admin tokens");
+    assert_eq!([status(&admin.write), status(&late)], [403, 403]);
 
     // Without files there is nothing to read, and nothing ends.
     let serving = Serving::start(&server, &[]);

@@ -48,12 +48,12 @@ impl Access {
         })
     }
 
-    /// Reads the file again; how many tokens there are then.
+    /// Reads the file again; how many tokens there are then. None is an answer, too: whoever takes out the last one means it.
     ///
     /// # Errors
     /// As [`read`](Self::read); then those from before hold.
     pub fn read_again(&self) -> Result<usize, Failure> {
-        let tokens = Tokens::read(&self.file)?;
+        let tokens = Tokens::read_any(&self.file)?;
         let count = tokens.len();
         *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = tokens;
         Ok(count)
