@@ -2,26 +2,35 @@
 
 use std::fs::{self, Permissions};
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use serde_json::{Value as Json, json};
 
 use crate::harness::{
-    Reply, Response, Server, Serving, Sut, args, eventually, expect, free_port, installed, server_tests, tool,
+    Client, Reply, Response, Server, Serving, Sut, args, eventually, expect, free_port, installed, server_tests, tool,
 };
+
+use crate::verify::signal;
 
 server_tests![
     clients_of_keyguard_python_are_answered_as_before,
     keys_are_changed_rotated_and_revoked,
+    a_new_secret_is_shown_though_the_server_goes_away_at_once,
     organizations_are_suspended_changed_and_deleted,
     addresses_are_blocked_allowed_and_let_go,
     usage_is_shown,
     lists_come_in_pages,
     a_store_that_is_not_there_is_an_empty_one,
     only_who_holds_a_token_is_let_in_and_only_as_its_role_says,
+    a_change_is_written_down_though_who_asked_for_it_hangs_up,
+    a_change_is_written_down_though_the_program_is_told_to_end,
+    nothing_that_is_sent_breaks_a_line_of_the_log,
     wrong_tokens_are_counted_and_lock_nobody_out,
     what_cannot_be_is_refused_and_not_repeated,
     the_file_of_tokens_is_for_its_owner_alone,
@@ -49,13 +58,29 @@ impl Admin {
         Self { serving, write, read }
     }
 
+    /// Another program for the same tokens, with further arguments.
+    fn another(&self, server: &Server, arguments: &[&str]) -> Self {
+        let serving = Serving::start(server, &[&["--admin-tokens", "tokens"], arguments].concat());
+        Self { serving, write: self.write.clone(), read: self.read.clone() }
+    }
+
     fn ask(&self, method: &str, path: &str, body: impl Into<Option<Json>>) -> Response {
         let body = body.into().map(|body| body.to_string()).unwrap_or_default();
         self.serving.send(method, path, &[("X-Admin-Key", &self.write)], &body)
     }
 
+    /// Asks for an organization, and waits for nothing.
+    fn ask_for_organization(&self, name: &str) -> TcpStream {
+        let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, self.serving.port)).unwrap();
+        let body = json!({ "name": name }).to_string();
+        let head = format!("POST /admin/orgs HTTP/1.1\r\nHost: x\r\nX-Admin-Key: {}\r\n", self.write);
+        let about_body = format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
+        connection.write_all([head, about_body, body].concat().as_bytes()).unwrap();
+        connection
+    }
+
     /// What it answers to what it does.
-    fn ok(&self, method: &str, path: &str, body: impl Into<Option<Json>>) -> Json {
+    pub fn ok(&self, method: &str, path: &str, body: impl Into<Option<Json>>) -> Json {
         let answer = self.ask(method, path, body);
         assert_eq!(answer.status, 200, "{method} {path}: {answer:?}");
         assert_eq!(answer.headers["cache-control"], "no-store");
@@ -75,7 +100,8 @@ fn detail(answer: &Response, status: u16) -> String {
     body["detail"].as_str().expect("a detail").to_owned()
 }
 
-fn new_token(server: &Server, arguments: &[&str]) -> Output {
+/// `keyguard token new` in the server's directory.
+pub fn new_token(server: &Server, arguments: &[&str]) -> Output {
     tool(server).args(["token", "new"]).args(arguments).output().expect("it runs")
 }
 
@@ -300,6 +326,89 @@ fn keys_are_changed_rotated_and_revoked(sut: &Sut) {
     assert_eq!(c.ok("KG.COUNTKEYS acme TYPE vault").int(), 1);
     assert_eq!(admin.ok("GET", "/admin/keys", None)["total"], 0);
     assert!(!admin.serving.log().contains("kg_live_"), "{}", admin.serving.log());
+}
+
+/// A way to the server that is there no more once it has handed on the answer to this command; its URL.
+fn way_that_ends_after(command: &'static str, server: &Server) -> String {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let (port, server_port) = (listener.local_addr().unwrap().port(), server.port());
+    let over = Arc::new(AtomicBool::new(false));
+    thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            if over.load(Ordering::SeqCst) {
+                break;
+            }
+            let server = TcpStream::connect((Ipv4Addr::LOCALHOST, server_port)).unwrap();
+            let [from_client, from_server] = [&client, &server].map(|stream| stream.try_clone().unwrap());
+            let (was_asked, over) = (Arc::new(AtomicBool::new(false)), Arc::clone(&over));
+            let is_asked = Arc::clone(&was_asked);
+            thread::spawn(move || {
+                hand_on(from_client, server, |bytes| {
+                    let asked = bytes.windows(command.len()).any(|bytes| bytes == command.as_bytes());
+                    is_asked.fetch_or(asked, Ordering::SeqCst);
+                    true
+                });
+            });
+            thread::spawn(move || {
+                hand_on(from_server, client, |_| {
+                    over.fetch_or(was_asked.load(Ordering::SeqCst), Ordering::SeqCst);
+                    !over.load(Ordering::SeqCst)
+                });
+            });
+        }
+    });
+    format!("redis://127.0.0.1:{port}")
+}
+
+/// Writes what it reads, until one of the two ends or it has written something that was to be the last.
+fn hand_on(mut from: TcpStream, mut to: TcpStream, mut goes_on: impl FnMut(&[u8]) -> bool) {
+    let mut bytes = [0; 16_384];
+    while let Ok(length @ 1..) = from.read(&mut bytes) {
+        let goes_on = goes_on(&bytes[..length]);
+        if to.write_all(&bytes[..length]).is_err() || !goes_on {
+            break;
+        }
+    }
+    [from, to].iter().for_each(|stream| _ = stream.shutdown(Shutdown::Both));
+}
+
+fn a_new_secret_is_shown_though_the_server_goes_away_at_once(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let admin = Admin::start(&server);
+    // All is told as it is when the server stays, but for what is new with each key.
+    let mut check = |made: &Json, as_told: &Json| {
+        let raw_key = made["raw_key"].as_str().unwrap();
+        assert_eq!(c.code(args!["KG.AUTH", "acme", raw_key, "IP", "127.0.0.1"]), "VALID");
+        assert!(raw_key.starts_with(made["prefix"].as_str().unwrap()), "{made}");
+        for (field, value) in as_told.as_object().unwrap() {
+            match &**field {
+                "id" | "raw_key" | "created_at" => assert!(made[field].is_string(), "{field}"),
+                "last_used_at" => {}
+                "prefix" => assert_eq!(made[field].to_string().len(), value.to_string().len()),
+                _ => assert_eq!(made[field], *value, "{field}"),
+            }
+        }
+    };
+    let wish = json!({
+        "org_name": "shop", "label": "web", "prefix": "kg_test_", "scopes": ["a", "b"], "meta": {"plan": "gold"},
+        "rate_limit_per_minute": 7, "limits": [{"count": 9, "window": "1h"}], "expires_at": "4102444800",
+        "quotas": [{"count": 5, "period": "day"}], "allow": ["127.0.0.0/8"]
+    });
+    for wish in [wish, json!({"org_name": "shop", "label": "web", "expires_at": "2100-01-01T00:00:00Z"})] {
+        let told = admin.ok("POST", "/admin/keys", wish.clone());
+        let cut = admin.another(&server, &["--url", &way_that_ends_after("KG.NEWKEY", &server)]);
+        check(&cut.ok("POST", "/admin/keys", wish), &told);
+        cut.refused(503, "GET", "/admin/keys", None);
+
+        let rotate = format!("/admin/keys/{}/rotate", told["id"].as_str().unwrap());
+        for how in [None, Some(json!({"grace": "1h"}))] {
+            let cut = admin.another(&server, &["--url", &way_that_ends_after("KG.ROTATE", &server)]);
+            check(&cut.ok("POST", &rotate, how), &told);
+            cut.refused(503, "GET", "/admin/keys", None);
+        }
+    }
 }
 
 fn organizations_are_suspended_changed_and_deleted(sut: &Sut) {
@@ -556,8 +665,85 @@ fn only_who_holds_a_token_is_let_in_and_only_as_its_role_says(sut: &Sut) {
     // Who changed what is written down, and by what token nowhere.
     admin.ok("POST", "/admin/orgs", json!({"name": "new"}));
     let log = admin.serving.log();
-    assert!(log.contains("write from 127.0.0.1: POST /admin/orgs 200"), "{log}");
+    assert!(
+        log.contains("admin: write (write) from 127.0.0.1: POST \"/admin/orgs\" 200: organization \"new\""),
+        "{log}"
+    );
     assert!(!log.contains("kga_") && !server.log().contains("kga_"), "{log}");
+}
+
+fn a_change_is_written_down_though_who_asked_for_it_hangs_up(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let admin = Admin::start(&server);
+    c.ok("CLIENT PAUSE 60000 WRITE");
+    let waiting: Vec<_> = (10..30).map(|n| admin.ask_for_organization(&format!("n{n}"))).collect();
+    eventually("the first of them waiting for the server", || one_is_blocked(&mut c));
+    drop(waiting);
+    c.ok("CLIENT UNPAUSE");
+    // What is asked for last comes after all of them.
+    admin.ok("POST", "/admin/orgs", json!({"name": "last"}));
+    let made = admin.ok("GET", "/admin/orgs", None)["total"].as_u64().unwrap() - 1;
+    assert!(made > 1, "the first and the last");
+    eventually("every change standing in the log", || {
+        let log = admin.serving.log();
+        let told = log.matches("write (write) from 127.0.0.1: POST \"/admin/orgs\"").count() as u64;
+        expect(told >= made, || format!("{made} changes: {log}"))
+    });
+}
+
+/// Whether the one connection of the program waits for the server.
+fn one_is_blocked(c: &mut Client) -> Result<(), String> {
+    let blocked = c.info_number("clients", "blocked_clients");
+    expect(blocked == 1, || blocked.to_string())
+}
+
+fn a_change_is_written_down_though_the_program_is_told_to_end(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let admin = Admin::start(&server);
+    c.ok("CLIENT PAUSE 60000 WRITE");
+    let waiting = admin.ask_for_organization("new");
+    eventually("it waiting for the server", || one_is_blocked(&mut c));
+    drop(waiting);
+    signal(admin.serving.id(), "-TERM");
+    eventually("nobody listening any more", || {
+        expect(TcpStream::connect((Ipv4Addr::LOCALHOST, admin.serving.port)).is_err(), || "one does".to_owned())
+    });
+    c.ok("CLIENT UNPAUSE");
+    eventually("the change standing in the log", || {
+        let log = admin.serving.log();
+        expect(log.contains("POST \"/admin/orgs\" "), || log)
+    });
+}
+
+fn nothing_that_is_sent_breaks_a_line_of_the_log(sut: &Sut) {
+    let server = sut.server();
+    let admin = Admin::start(&server);
+    // Right to left, and no end to it.
+    let bidi = "\u{202e}";
+    admin.ok("POST", "/admin/orgs", json!({"name": format!("a\"{bidi}")}));
+    let key = admin.ok("POST", "/admin/keys", json!({"org_name": format!("a\"{bidi}"), "label": "x"}));
+    admin.ok("POST", "/admin/addresses", json!({"net": "192.0.2.0/24", "path": format!("/{bidi}")}));
+    admin.refused(422, "DELETE", "/admin/orgs/a%0d%0Aadmin:%20root%22%20%1b[2J%E2%80%AE%E2%80%A8", None);
+    admin.refused(404, "DELETE", "/admin/addresses?net=192.0.2.0%2F24&path=/%41", None);
+    admin.refused(404, "DELETE", "/admin/orgs/%FF%0A", None);
+    let log = admin.serving.log();
+    let lines: Vec<_> =
+        log.lines().filter_map(|line| line.strip_prefix("admin: write (write) from 127.0.0.1: ")).collect();
+    let id = key["id"].as_str().unwrap();
+    let wanted = [
+        r#"POST "/admin/orgs" 200: organization "a\"\u{202e}""#.to_owned(),
+        format!(r#"POST "/admin/keys" 200: key {id}"#),
+        r#"POST "/admin/addresses" 200: blocked "192.0.2.0/24" for "/\u{202e}""#.to_owned(),
+        r#"DELETE "/admin/orgs/a\r\nadmin: root\" \u{1b}[2J\u{202e}\u{2028}" 422"#.to_owned(),
+        r#"DELETE "/admin/addresses?net=192.0.2.0/24&path=/A" 404"#.to_owned(),
+        r#"DELETE "/admin/orgs/%FF%0A" 404"#.to_owned(),
+    ];
+    assert_eq!(lines, wanted, "{log}");
+    assert!(log.chars().all(|of| of == '\n' || (' '..='~').contains(&of)), "{log:?}");
 }
 
 fn wrong_tokens_are_counted_and_lock_nobody_out(sut: &Sut) {
@@ -658,14 +844,23 @@ fn what_cannot_be_is_refused_and_not_repeated(sut: &Sut) {
     let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, admin.serving.port)).unwrap();
     let head = "POST /admin/orgs HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n";
     write!(connection, "{head}X-Admin-Key: {}\r\nContent-Length: 65537\r\n\r\n{{", admin.write).unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 413") && answer.ends_with(r#"{"detail":"The body is too large."}"#),
+        "{answer}"
+    );
     let mut answer = [0; 12];
-    connection.read_exact(&mut answer).unwrap();
-    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 413");
     let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, admin.serving.port)).unwrap();
     let head = "POST /admin/orgs HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: text/plain\r\n";
     write!(connection, "{head}X-Admin-Key: {}\r\nContent-Length: 12\r\n\r\n{{\"name\":\"a\"}}", admin.write).unwrap();
     connection.read_exact(&mut answer).unwrap();
     assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 415");
+    let long = "x".repeat(70_000);
+    assert_eq!(admin.ask("GET", &format!("/admin/orgs/{long}"), None).status, 414);
+    let headers: Vec<_> = (0..150).map(|n| (format!("X-{n}"), "x")).collect();
+    let headers: Vec<_> = headers.iter().map(|(name, value)| (&**name, *value)).collect();
+    assert_eq!(admin.serving.send("GET", "/admin/orgs", &headers, "").status, 431);
     for path in
         ["/admin/keys/0", "/admin/keys/-1", "/admin/keys/07", "/admin/keys/99999999999999999999", "/admin/keys/%FF"]
     {
@@ -763,13 +958,13 @@ fn says_so_while_the_server_is_away(sut: &Sut) {
     let admin = Admin::start(&server);
     admin.ok("GET", "/admin/orgs", None);
     server.kill();
-    for (token, method, body) in [
-        (&*admin.write, "GET", ""),
-        (&*admin.write, "POST", r#"{"name":"x"}"#),
-        // Who cannot be counted is not let guess.
-        ("wrong", "GET", ""),
-    ] {
-        let answer = admin.serving.send(method, "/admin/orgs", &[("X-Admin-Key", token)], body);
+    // Who is not let in hears so all the same.
+    detail(&admin.serving.send("GET", "/admin/orgs", &[], ""), 401);
+    for token in ["wrong", &format!("{}A", admin.write)] {
+        detail(&admin.serving.send("GET", "/admin/orgs", &[("X-Admin-Key", token)], ""), 403);
+    }
+    for (method, body) in [("GET", ""), ("POST", r#"{"name":"x"}"#)] {
+        let answer = admin.serving.send(method, "/admin/orgs", &[("X-Admin-Key", &admin.write)], body);
         detail(&answer, 503);
         assert_eq!(answer.headers["retry-after"], "1");
     }
@@ -792,7 +987,7 @@ fn describes_itself_without_a_network(sut: &Sut) {
     for (path, of_path) in document["paths"].as_object().unwrap() {
         for (method, operation) in of_path.as_object().unwrap() {
             let responses = operation["responses"].as_object().unwrap();
-            for status in ["200", "401", "403", "422", "429", "503"] {
+            for status in ["200", "401", "403", "405", "408", "414", "422", "429", "431", "500", "503"] {
                 assert!(responses.contains_key(status), "{method} {path}: {status}");
             }
         }
@@ -802,6 +997,13 @@ fn describes_itself_without_a_network(sut: &Sut) {
     for file in ["", "index.css", "swagger-initializer.js"] {
         let page = admin.serving.send("GET", &format!("/docs/{file}"), &[], "");
         assert_eq!(page.status, 200);
+        for (name, value) in
+            [("x-content-type-options", "nosniff"), ("x-frame-options", "DENY"), ("referrer-policy", "no-referrer")]
+        {
+            assert_eq!(page.headers[name], value, "{file}");
+        }
+        let policy = &page.headers["content-security-policy"];
+        assert!(policy.starts_with("default-src 'none'; script-src 'self';") && !policy.contains("http"), "{policy}");
         assert!(!page.body.contains("http://") && !page.body.contains("https://"), "{file}: {}", page.body);
     }
     for file in ["swagger-ui.css", "swagger-ui-bundle.js", "swagger-ui-standalone-preset.js"] {

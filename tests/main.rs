@@ -47,6 +47,7 @@ mod predecessors;
 mod replication;
 mod rotation;
 mod secrecy;
+mod serve;
 mod snapshot;
 mod stores;
 mod terminal;
@@ -100,6 +101,7 @@ fn main() -> ExitCode {
         terminal::TESTS,
         docs::TESTS,
         admin::TESTS,
+        serve::TESTS,
         examples::TESTS,
         verify::TESTS,
         cli::TESTS,

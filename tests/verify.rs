@@ -59,7 +59,7 @@ fn limits(left: &'static str, ratelimit: &'static str) -> Vec<(&'static str, &'s
     vec![limit, ("x-ratelimit-remaining", left), reset, policy, ("ratelimit", ratelimit)]
 }
 
-fn signal(pid: u32, name: &str) {
+pub fn signal(pid: u32, name: &str) {
     assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
 }
 

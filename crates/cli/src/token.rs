@@ -71,7 +71,7 @@ pub enum Role {
 }
 
 impl Role {
-    const fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Read => "read",
             Self::Write => "write",
@@ -156,7 +156,11 @@ impl Tokens {
         Ok(tokens)
     }
 
-    fn read_any(path: &Path) -> Result<Self, Failure> {
+    /// The same, but the file may hold no token: when it is read again, that says that nobody is let in any more.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), but for that.
+    pub fn read_any(path: &Path) -> Result<Self, Failure> {
         let at = |error: io::Error| Failure::Io(io::Error::new(error.kind(), format!("{}: {error}", path.display())));
         let wrong = |why: &str| Failure::Usage(format!("{}: {why}", path.display()));
         let file = OpenOptions::new().read(true).open(path).map_err(at)?;

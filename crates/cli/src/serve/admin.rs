@@ -19,25 +19,29 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware;
+use axum::response::IntoResponse as _;
 use clap::Args;
 use redis::Cmd;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityRequirement, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use self::access::Access;
+pub use self::access::Access;
 use self::problem::{Detail, Problem};
-use super::App;
+use super::{App, log, page};
 use crate::failure::Failure;
 use crate::reply::Json;
-use crate::token::Tokens;
 
 /// The largest body, in bytes: the longest scopes and META that a key can have, and as much again.
 const MAX_BODY_BYTES: usize = 64 * 1024;
+
+/// Where the page after the last one begins.
+const LAST: &str = "0";
 
 /// The most records that one call of the module lists.
 const MOST_AT_ONCE: u32 = 200;
@@ -45,12 +49,16 @@ const MOST_AT_ONCE: u32 = 200;
 /// How many calls of the module a page takes at most: one that would need more is short, and says where to go on.
 const MOST_CALLS: usize = 50;
 
+/// What the page at /docs may load: as the page at /, and the styles and images that Swagger UI has within its own script.
+const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; \
+    img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
 /// What the admin API takes.
 #[derive(Debug, Args)]
 #[group(id = "admin")]
 pub struct Options {
     /// The file of those who may use the admin API, a line for each: read or write, a name, sha256: and the digest of their token.
-    /// `keyguard token new` makes them. Mode 0600; read at start. Without it, there is no admin API.
+    /// `keyguard token new` makes them. Mode 0600; read at start and on SIGHUP. Without it, there is no admin API.
     #[arg(long, env = "KEYGUARD_ADMIN_TOKENS_FILE", value_name = "FILE")]
     admin_tokens: Option<PathBuf>,
 }
@@ -85,18 +93,23 @@ impl Modify for AdminKey {
     }
 }
 
+impl Options {
+    /// Who is let in, unless there is no admin API.
+    ///
+    /// # Errors
+    /// A file of tokens that cannot be read, or that others can.
+    pub fn access(&self, app: &App) -> Result<Option<Arc<Access>>, Failure> {
+        Ok(self.admin_tokens.as_ref().map(|file| Access::read(file, app)).transpose()?.map(Arc::new))
+    }
+}
+
 /// Everything under /admin, what describes it, and a page to try it on.
-///
-/// # Errors
-/// A file of tokens that cannot be read, or that others can.
-pub fn router(options: &Options, app: &App) -> Result<Router<App>, Failure> {
-    let Some(file) = &options.admin_tokens else {
-        anstream::eprintln!("no admin API: there is no --admin-tokens (or KEYGUARD_ADMIN_TOKENS_FILE)");
-        return Ok(Router::new());
+pub fn router(access: Option<Arc<Access>>) -> Router<App> {
+    let Some(access) = access else {
+        log(format_args!("no admin API: there is no --admin-tokens (or KEYGUARD_ADMIN_TOKENS_FILE)"));
+        return Router::new();
     };
-    let tokens = Tokens::read(file)?;
-    anstream::eprintln!("admin API at /admin, for {} tokens; described at /docs", tokens.len());
-    let access = Arc::new(Access { tokens, app: app.clone() });
+    log(format_args!("admin API at /admin, for {} tokens; described at /docs", access.token_count()));
     let (router, document) = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(orgs::create_org, orgs::list_orgs))
         .routes(routes!(orgs::show_org, orgs::update_org, orgs::delete_org))
@@ -110,10 +123,13 @@ pub fn router(options: &Options, app: &App) -> Result<Router<App>, Failure> {
     let guarded = router
         .method_not_allowed_fallback(async || Problem::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed."))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        // Within the guard, which writes down what comes of it.
+        .layer(CatchPanicLayer::custom(|_| Problem::internal().into_response()))
         .route_layer(middleware::from_fn_with_state(access, access::guard));
     // Without a validator, which is on the network.
     let config = Config::default().validator_url("none");
-    Ok(guarded.merge(SwaggerUi::new("/docs").url("/openapi.json", document).config(config)))
+    let docs = SwaggerUi::new("/docs").url("/openapi.json", document).config(config);
+    guarded.merge(page::strict(docs.into(), DOCS_POLICY))
 }
 
 /// A command on the store.
@@ -126,6 +142,14 @@ fn command(app: &App, name: &str) -> Cmd {
 /// What the module answers, as a type.
 async fn ask<T: DeserializeOwned>(app: &App, command: &Cmd) -> Result<T, Problem> {
     read(app.server.ask(command).await?)
+}
+
+/// The same; nothing where nothing is yet.
+async fn ask_if_any<T: DeserializeOwned>(app: &App, command: &Cmd) -> Result<Option<T>, Problem> {
+    match app.server.ask(command).await {
+        Err(failure) if failure.code() == Some("NOSTORE") => Ok(None),
+        answer => read(answer?).map(Some),
+    }
 }
 
 /// An answer of the module as a type.
@@ -142,10 +166,13 @@ struct Totals {
 
 /// None where nothing is.
 async fn totals(app: &App) -> Result<Totals, Problem> {
-    match app.server.ask(&command(app, "KG.GETSTORE")).await {
-        Err(failure) if failure.code() == Some("NOSTORE") => Ok(Totals::default()),
-        answer => read(answer?),
-    }
+    ask_if_any(app, &command(app, "KG.GETSTORE")).await.map(Option::unwrap_or_default)
+}
+
+/// A page of a command that says itself where the next one begins.
+async fn page_of<T: DeserializeOwned>(app: &App, list: &Cmd) -> Result<(Option<String>, Vec<T>), Problem> {
+    let (next, records): (String, _) = ask_if_any(app, list).await?.unwrap_or_else(|| (LAST.to_owned(), Vec::new()));
+    Ok((Some(next).filter(|next| next != LAST), records))
 }
 
 /// A page of records, of a command that takes AFTER and COUNT, and where the next one begins.
@@ -160,10 +187,7 @@ async fn listed<T: DeserializeOwned>(
         let count = left.min(MOST_AT_ONCE);
         let mut list = list.clone();
         list.arg("AFTER").arg(after).arg("COUNT").arg(count);
-        let mut page: Vec<Json> = match app.server.ask(&list).await {
-            Err(failure) if failure.code() == Some("NOSTORE") => Vec::new(),
-            answer => read(answer?)?,
-        };
+        let mut page: Vec<Json> = ask_if_any(app, &list).await?.unwrap_or_default();
         let number = |record: &Json, field: &str| record.get(field).and_then(Json::as_i64);
         // One that ended before it was full ends with where to go on.
         let goes_on = page.pop_if(|last| last.get("after").is_some()).and_then(|last| number(&last, "after"));

@@ -4,12 +4,13 @@
 //! which the browser keeps for its tab and sends as `X-Admin-Key`, so that no other site can make it act (there is no cookie).
 
 use axum::Router;
-use axum::http::HeaderName;
+use axum::http::HeaderValue;
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use axum::response::IntoResponse;
 use axum::routing::get;
+use tower_http::set_header::SetResponseHeaderLayer;
 
 use super::App;
 
@@ -26,20 +27,27 @@ const FILES: [(&str, &str, &str); 4] = [
 
 /// The page and what it loads.
 pub fn router() -> Router<App> {
-    FILES
+    let files = FILES
         .into_iter()
-        .fold(Router::new(), |router, (path, kind, text)| router.route(path, get(async move || file(kind, text))))
+        .fold(Router::new(), |router, (path, kind, text)| router.route(path, get(async move || file(kind, text))));
+    strict(files, POLICY)
 }
 
 fn file(kind: &'static str, text: &'static str) -> impl IntoResponse {
-    let headers: [(HeaderName, &str); 6] = [
-        (CONTENT_TYPE, kind),
-        (CONTENT_SECURITY_POLICY, POLICY),
+    // Another version of the program has another page.
+    ([(CONTENT_TYPE, kind), (CACHE_CONTROL, "no-cache")], text)
+}
+
+/// What it answers is shown by browsers under this policy, as the type that it says, in no frame, and is named to nobody.
+pub fn strict(router: Router<App>, policy: &'static str) -> Router<App> {
+    [
+        (CONTENT_SECURITY_POLICY, policy),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (X_FRAME_OPTIONS, "DENY"),
         (REFERRER_POLICY, "no-referrer"),
-        // Another version of the program has another page.
-        (CACHE_CONTROL, "no-cache"),
-    ];
-    (headers, text)
+    ]
+    .into_iter()
+    .fold(router, |router, (name, value)| {
+        router.layer(SetResponseHeaderLayer::overriding(name, HeaderValue::from_static(value)))
+    })
 }

@@ -1,14 +1,15 @@
 //! Rules for addresses.
 
-use axum::Json;
 use axum::extract::State;
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::access::Subject;
 use super::extract::{Body, Query, long, within};
 use super::problem::{BodyProblems, Detail, Problem, Problems};
 use super::terms::{given_duration, instant};
-use super::{command, read};
+use super::{command, page_of};
 use crate::serve::App;
 
 /// What a rule does.
@@ -126,10 +127,7 @@ pub async fn list_rules(State(app): State<App>, Query(page): Query<RulePage>) ->
         list.arg("CURSOR").arg(long("cursor", cursor, 1..=128)?);
     }
     list.arg("COUNT").arg(within("limit", page.limit.unwrap_or(100), 1..=1000)?);
-    let (next, rules): (String, Vec<Listed>) = match app.server.ask(&list).await {
-        Err(failure) if failure.code() == Some("NOSTORE") => ("0".to_owned(), Vec::new()),
-        answer => read(answer?)?,
-    };
+    let (next, rules): (_, Vec<Listed>) = page_of(&app, &list).await?;
     let rule = |rule: Listed| Rule {
         net: rule.rule,
         kind: rule.kind,
@@ -139,7 +137,7 @@ pub async fn list_rules(State(app): State<App>, Query(page): Query<RulePage>) ->
         by: rule.by,
         strikes: rule.strikes,
     };
-    Ok(Json(RuleList { addresses: rules.into_iter().map(rule).collect(), next: Some(next).filter(|next| next != "0") }))
+    Ok(Json(RuleList { addresses: rules.into_iter().map(rule).collect(), next }))
 }
 
 /// Block an address or a network, or allow it whatever is blocked.
@@ -148,7 +146,10 @@ pub async fn list_rules(State(app): State<App>, Query(page): Query<RulePage>) ->
     (status = 409, description = "There are too many rules", body = Detail),
     BodyProblems,
 ))]
-pub async fn add_rule(State(app): State<App>, Body(new): Body<RuleCreate>) -> Result<Json<Detail>, Problem> {
+pub async fn add_rule(
+    State(app): State<App>,
+    Body(new): Body<RuleCreate>,
+) -> Result<(Extension<Subject>, Json<Detail>), Problem> {
     let (name, done) = match new.kind {
         Kind::Block => ("KG.BLOCKIP", "Blocked."),
         Kind::Allow => ("KG.ALLOWIP", "Allowed."),
@@ -168,7 +169,9 @@ pub async fn add_rule(State(app): State<App>, Body(new): Body<RuleCreate>) -> Re
         add.arg("REASON").arg(long("reason", reason, 1..=256)?);
     }
     app.server.ask(&add).await?;
-    Ok(Json(Detail { detail: done.to_owned() }))
+    let path = new.path.map_or_else(String::new, |path| format!(" for {path:?}"));
+    let subject = Subject(format!("{} {:?}{path}", done.trim_end_matches('.').to_lowercase(), new.net));
+    Ok((Extension(subject), Json(Detail { detail: done.to_owned() })))
 }
 
 /// Take a rule away.

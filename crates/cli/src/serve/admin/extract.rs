@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse as _;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
+use utoipa::IntoParams;
 
 use super::problem::Problem;
 
@@ -106,7 +107,13 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
 }
 
 /// The id of an API key, in a path. What is no number is the id of no key.
-pub struct KeyId(pub i64);
+#[derive(IntoParams)]
+#[into_params(names("id"), parameter_in = Path)]
+pub struct KeyId(
+    /// The id of the key
+    #[param(value_type = String)]
+    pub i64,
+);
 
 impl<S: Send + Sync> FromRequestParts<S> for KeyId {
     type Rejection = Problem;
@@ -123,7 +130,12 @@ pub fn id_of(text: &str) -> Option<i64> {
 }
 
 /// The name of an organization, in a path.
-pub struct OrgName(pub String);
+#[derive(IntoParams)]
+#[into_params(names("name"), parameter_in = Path)]
+pub struct OrgName(
+    /// The name of the organization
+    pub String,
+);
 
 impl<S: Send + Sync> FromRequestParts<S> for OrgName {
     type Rejection = Problem;

@@ -1,19 +1,24 @@
 //! API keys.
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
+use jiff::Timestamp;
 use redis::Cmd;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::access::Subject;
 use super::extract::{Body, KeyId, OptionalBody, Query, long, within};
 use super::orgs::{after, key_count};
 use super::problem::{BodyProblems, Detail, Problem, Problems};
-use super::terms::{Limit, Quota, given_duration, instant, nullable};
+use super::terms::{Limit, Quota, given_duration, given_instant, instant, nullable};
 use super::{ask, command, listed};
 use crate::reply::Json as Value;
 use crate::serve::App;
+
+/// How much of a key is shown behind its prefix.
+const SHOWN_BODY_BYTES: usize = 6;
 
 /// What JSON calls an object.
 type Object = serde_json::Map<String, Value>;
@@ -42,7 +47,8 @@ pub struct Key {
     expired: bool,
     #[schema(format = DateTime)]
     expires_at: Option<String>,
-    /// After a rotation with a grace: until when the secret before it works.
+    /// After a rotation with a grace: until when the secret before it works. Null in the rotation's own answer if the server went away
+    /// meanwhile.
     #[schema(format = DateTime)]
     rotated_until: Option<String>,
     limits: Vec<Limit>,
@@ -254,7 +260,10 @@ impl From<Record> for Key {
     (status = 404, description = "There is no such organization", body = Detail),
     BodyProblems,
 ))]
-pub async fn create_key(State(app): State<App>, Body(new): Body<KeyCreate>) -> Result<Json<KeyCreated>, Problem> {
+pub async fn create_key(
+    State(app): State<App>,
+    Body(new): Body<KeyCreate>,
+) -> Result<(Extension<Subject>, Json<KeyCreated>), Problem> {
     let mut add = command(&app, "KG.NEWKEY");
     add.arg(long("org_name", &new.org_name, 1..=255)?).arg(long("label", &new.label, 1..=255)?);
     add.arg("PREFIX").arg(&new.prefix);
@@ -262,22 +271,40 @@ pub async fn create_key(State(app): State<App>, Body(new): Body<KeyCreate>) -> R
         add_scopes(&mut add, &new.scopes)?;
     }
     let per_minute = new.rate_limit_per_minute.or_else(|| new.limits.is_none().then_some(60));
-    if let Some(per_minute) = per_minute {
-        within("rate_limit_per_minute", per_minute, 1..=10_000)?;
-        Limit::per_minute(per_minute).add_to(&mut add)?;
-    }
-    new.limits.iter().flatten().try_for_each(|limit| limit.add_to(&mut add))?;
+    per_minute.map(|count| within("rate_limit_per_minute", count, 1..=10_000)).transpose()?;
+    let limits: Vec<_> =
+        per_minute.map(Limit::per_minute).into_iter().chain(new.limits.into_iter().flatten()).collect();
+    limits.iter().try_for_each(|limit| limit.add_to(&mut add))?;
     new.quotas.iter().for_each(|quota| quota.add_to(&mut add));
     new.allow.iter().for_each(|net| _ = add.arg("ALLOW").arg(net));
     if let Some(expires_at) = &new.expires_at {
         add.arg("EXPIREAT").arg(long("expires_at", expires_at, 1..=64)?);
     }
-    if let Some(meta) = new.meta {
-        add.arg("META").arg(Value::Object(meta).to_string());
+    if let Some(meta) = &new.meta {
+        add.arg("META").arg(Value::Object(meta.clone()).to_string());
     }
     let (id, raw_key): (i64, String) = ask(&app, &add).await?;
-    let key = key(&app, id).await?;
-    Ok(Json(KeyCreated { raw_key, key }))
+    let as_wished = Key {
+        id: id.to_string(),
+        label: new.label,
+        prefix: beginning(&raw_key, new.prefix.len() + SHOWN_BODY_BYTES),
+        is_active: true,
+        rate_limit_per_minute: limits.iter().find_map(Limit::requests_per_minute),
+        scopes: new.scopes.into_iter().map(|Scope(scope)| scope).collect(),
+        org_name: new.org_name,
+        created_at: Timestamp::now().to_string(),
+        last_used_at: None,
+        status: "active".to_owned(),
+        expired: false,
+        expires_at: new.expires_at.and_then(|text| given_instant(&text)),
+        rotated_until: None,
+        limits,
+        quotas: new.quotas,
+        allow: new.allow,
+        meta: new.meta,
+    };
+    let subject = Extension(Subject(format!("key {id}")));
+    Ok((subject, Json(with_secret(&app, id, raw_key, as_wished).await)))
 }
 
 /// List API keys.
@@ -303,7 +330,7 @@ pub async fn list_keys(State(app): State<App>, Query(page): Query<KeyPage>) -> R
 
 /// One API key.
 #[utoipa::path(get, path = "/admin/keys/{id}", tag = "keys",
-    params(("id" = String, Path, description = "The id of the key")), responses(
+    params(KeyId), responses(
     (status = 200, description = "As it is now", body = Key),
     (status = 404, description = "There is no such key", body = Detail),
     Problems,
@@ -314,7 +341,7 @@ pub async fn show_key(State(app): State<App>, KeyId(id): KeyId) -> Result<Json<K
 
 /// Change an API key.
 #[utoipa::path(patch, path = "/admin/keys/{id}", tag = "keys", request_body = KeyUpdate,
-    params(("id" = String, Path, description = "The id of the key")), responses(
+    params(KeyId), responses(
     (status = 200, description = "As it is now", body = Key),
     (status = 404, description = "There is no such key", body = Detail),
     (status = 409, description = "It is revoked, and cannot be active again", body = Detail),
@@ -370,7 +397,7 @@ pub async fn update_key(
 
 /// Revoke an API key, for good; with `purge`, delete it.
 #[utoipa::path(delete, path = "/admin/keys/{id}", tag = "keys",
-    params(("id" = String, Path, description = "The id of the key"), Purge), responses(
+    params(KeyId, Purge), responses(
     (status = 200, description = "It is no longer let in", body = Revoked),
     (status = 404, description = "There is no such key", body = Detail),
     Problems,
@@ -388,7 +415,7 @@ pub async fn revoke_key(
 
 /// Give an API key a new secret. It is shown this once.
 #[utoipa::path(post, path = "/admin/keys/{id}/rotate", tag = "keys", request_body = inline(Option<Rotation>),
-    params(("id" = String, Path, description = "The id of the key")), responses(
+    params(KeyId), responses(
     (status = 200, description = "The key", body = KeyCreated),
     (status = 404, description = "There is no such key", body = Detail),
     (status = 409, description = "It is revoked", body = Detail),
@@ -399,15 +426,32 @@ pub async fn rotate_key(
     KeyId(id): KeyId,
     OptionalBody(rotation): OptionalBody<Option<Rotation>>,
 ) -> Result<Json<KeyCreated>, Problem> {
-    expect_not_revoked(&key(&app, id).await?)?;
+    let before = key(&app, id).await?;
+    expect_not_revoked(&before)?;
     let mut rotate = command(&app, "KG.ROTATE");
     rotate.arg(id);
     if let Some(grace) = rotation.unwrap_or_default().grace {
         rotate.arg("GRACE").arg(given_duration("grace", &grace)?);
     }
     let (id, raw_key): (i64, String) = ask(&app, &rotate).await?;
-    let key = key(&app, id).await?;
-    Ok(Json(KeyCreated { raw_key, key }))
+    let prefix = beginning(&raw_key, before.prefix.len());
+    Ok(Json(with_secret(&app, id, raw_key, Key { prefix, rotated_until: None, ..before }).await))
+}
+
+/// A key and its new secret, which nobody can ask for a second time: it is shown also if the server has gone away since it made it, and
+/// the key then as far as we know it.
+async fn with_secret(app: &App, id: i64, raw_key: String, as_known: Key) -> KeyCreated {
+    let mut asked = key(app, id).await;
+    if asked.is_err() {
+        // Over another connection: the one before may be what was lost.
+        asked = key(app, id).await;
+    }
+    KeyCreated { raw_key, key: asked.unwrap_or(as_known) }
+}
+
+/// As much of a key as may be shown.
+fn beginning(raw_key: &str, length: usize) -> String {
+    raw_key.chars().take(length).collect()
 }
 
 /// The API key of this id: one of the vault is not there for these callers.

@@ -1,10 +1,11 @@
 //! Organizations.
 
-use axum::Json;
 use axum::extract::State;
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::access::Subject;
 use super::extract::{Body, OrgName, Query, id_of, long, within};
 use super::problem::{BodyProblems, Detail, Problem, Problems};
 use super::terms::{Limit, Quota, instant};
@@ -123,13 +124,17 @@ impl From<Record> for Org {
     (status = 400, description = "There is one of this name", body = Detail),
     BodyProblems,
 ))]
-pub async fn create_org(State(app): State<App>, Body(new): Body<OrgCreate>) -> Result<Json<Org>, Problem> {
+pub async fn create_org(
+    State(app): State<App>,
+    Body(new): Body<OrgCreate>,
+) -> Result<(Extension<Subject>, Json<Org>), Problem> {
     let mut add = command(&app, "KG.ADDORG");
     add.arg(long("name", &new.name, 1..=255)?);
     new.limits.iter().try_for_each(|limit| limit.add_to(&mut add))?;
     new.quotas.iter().for_each(|quota| quota.add_to(&mut add));
     app.server.ask(&add).await?;
-    org(&app, &new.name).await.map(Json)
+    let subject = Extension(Subject(format!("organization {:?}", new.name)));
+    org(&app, &new.name).await.map(|org| (subject, Json(org)))
 }
 
 /// List organizations.
@@ -155,7 +160,7 @@ pub fn after(text: Option<&str>) -> Result<i64, Problem> {
 
 /// Suspend an organization or let it in again; change its limits and quotas.
 #[utoipa::path(patch, path = "/admin/orgs/{name}", tag = "organizations", request_body = OrgUpdate,
-    params(("name" = String, Path, description = "The name of the organization")), responses(
+    params(OrgName), responses(
     (status = 200, description = "As it is now", body = Org),
     (status = 404, description = "There is none of this name", body = Detail),
     BodyProblems,
@@ -192,7 +197,7 @@ pub async fn update_org(
 
 /// Delete an organization that has no keys.
 #[utoipa::path(delete, path = "/admin/orgs/{name}", tag = "organizations",
-    params(("name" = String, Path, description = "The name of the organization")), responses(
+    params(OrgName), responses(
     (status = 200, description = "It is gone", body = Detail),
     (status = 404, description = "There is none of this name", body = Detail),
     (status = 409, description = "It still has API keys", body = Detail),
@@ -205,7 +210,7 @@ pub async fn delete_org(State(app): State<App>, OrgName(name): OrgName) -> Resul
 
 /// One organization.
 #[utoipa::path(get, path = "/admin/orgs/{name}", tag = "organizations",
-    params(("name" = String, Path, description = "The name of the organization")), responses(
+    params(OrgName), responses(
     (status = 200, description = "As it is now", body = Org),
     (status = 404, description = "There is none of this name", body = Detail),
     Problems,

@@ -49,6 +49,11 @@ impl Problem {
         Self { retry_after_seconds: Some(retry_after_seconds), ..Self::new(StatusCode::TOO_MANY_REQUESTS, detail) }
     }
 
+    /// What is our fault; of that, no more is told.
+    pub fn internal() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "This is a fault of keyguard serve, whose log says more.")
+    }
+
     fn unavailable(detail: impl Into<String>) -> Self {
         Self { retry_after_seconds: Some(RETRY_AFTER_SECONDS), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
     }
@@ -103,20 +108,25 @@ pub struct Problems;
 
 impl IntoResponses for Problems {
     fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
-        let response = |(status, description): (&str, &str)| {
-            let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Detail"))).build();
-            let response = ResponseBuilder::new().description(description).content("application/json", content).build();
-            (status.to_owned(), RefOr::T(response))
-        };
-        [
+        // These come before anything of ours is asked, without a body.
+        let bare = [
+            ("408", "It took more than 10 seconds, as when a body does not arrive"),
+            ("414", "A path and query that are too long"),
+            ("431", "Headers that are too long or too many"),
+        ];
+        let bare = bare.map(|(status, description)| {
+            (status.to_owned(), RefOr::T(ResponseBuilder::new().description(description).build()))
+        });
+        let told = [
             ("401", "No X-Admin-Key"),
             ("403", "An X-Admin-Key that is not known, or one that may not change anything"),
+            ("405", "A method that there is not for this path; Allow says which there are"),
             ("422", "A parameter or a field that cannot be"),
             ("429", "Too many wrong keys from this address; Retry-After says when to try again"),
+            ("500", "A fault of this program, whose log says more"),
             ("503", "The server does not answer, or cannot do this now; Retry-After says when to try again"),
-        ]
-        .map(response)
-        .into()
+        ];
+        told.map(response).into_iter().chain(bare).collect()
     }
 }
 
@@ -125,14 +135,14 @@ pub struct BodyProblems;
 
 impl IntoResponses for BodyProblems {
     fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
-        let mut all = Problems::responses();
-        for (status, description) in
-            [("413", "A body of more than 64 KiB"), ("415", "A body that is not application/json")]
-        {
-            let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Detail"))).build();
-            let response = ResponseBuilder::new().description(description).content("application/json", content).build();
-            all.insert(status.to_owned(), RefOr::T(response));
-        }
-        all
+        let of_bodies = [("413", "A body of more than 64 KiB"), ("415", "A body that is not application/json")];
+        Problems::responses().into_iter().chain(of_bodies.map(response)).collect()
     }
+}
+
+/// A status with a [`Detail`].
+fn response((status, description): (&str, &str)) -> (String, RefOr<utoipa::openapi::Response>) {
+    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Detail"))).build();
+    let response = ResponseBuilder::new().description(description).content("application/json", content).build();
+    (status.to_owned(), RefOr::T(response))
 }

@@ -131,6 +131,16 @@ pub fn instant(ms: i64) -> String {
     Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX).to_string()
 }
 
+/// An instant as the module was given it, RFC 3339 or unix seconds, in RFC 3339; 0 is none.
+pub fn given_instant(text: &str) -> Option<String> {
+    match text.parse::<i64>() {
+        Ok(0) => None,
+        Ok(seconds) => Timestamp::from_second(seconds).ok(),
+        Err(_) => text.parse().ok(),
+    }
+    .map(|instant: Timestamp| instant.to_string())
+}
+
 /// Of a field that null clears: a null that is there, rather than nothing.
 #[allow(clippy::option_option)]
 pub fn nullable<'de, T: Deserialize<'de>, D: Deserializer<'de>>(input: D) -> Result<Option<Option<T>>, D::Error> {

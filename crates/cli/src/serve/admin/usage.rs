@@ -10,7 +10,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::extract::{Query, id_of, long, within};
 use super::problem::{Detail, Problem, Problems};
 use super::terms::instant;
-use super::{command, read};
+use super::{ask, ask_if_any, command, page_of};
 use crate::serve::App;
 
 /// Which statistics.
@@ -187,16 +187,13 @@ pub async fn show_stats(State(app): State<App>, Query(query): Query<StatsQuery>)
             days.into_iter().for_each(|days| _ = stats.arg("DAYS").arg(days));
         }
     }
-    let counted: Counted = match app.server.ask(&stats).await {
-        // Nothing was counted where nothing is.
-        Err(failure) if failure.code() == Some("NOSTORE") && query.key.is_none() => {
-            Counted { hours: query.hours.map(|_| Vec::new()), ..Counted::default() }
-        }
-        answer => read(answer?)?,
-    };
     Ok(Json(match query.key {
-        Some(key) => AnyStats::OfKey(counted.of_key(key)),
-        None => AnyStats::All(counted.of_all()),
+        Some(key) => AnyStats::OfKey(ask::<Counted>(&app, &stats).await?.of_key(key)),
+        None => {
+            // Nothing was counted where nothing is.
+            let none = || Counted { hours: query.hours.map(|_| Vec::new()), ..Counted::default() };
+            AnyStats::All(ask_if_any(&app, &stats).await?.unwrap_or_else(none).of_all())
+        }
     }))
 }
 
@@ -333,10 +330,7 @@ pub async fn list_usage(State(app): State<App>, Query(query): Query<UsageQuery>)
         }
     }
     usage.arg("COUNT").arg(within("limit", query.limit.unwrap_or(100), 1..=500)?);
-    let (next, entries): (String, Vec<Entry>) = match app.server.ask(&usage).await {
-        Err(failure) if failure.code() == Some("NOSTORE") => ("0".to_owned(), Vec::new()),
-        answer => read(answer?)?,
-    };
+    let (next, entries): (_, Vec<Entry>) = page_of(&app, &usage).await?;
     let entry = |entry: Entry| UsageEntry {
         at: instant(entry.at),
         key_id: entry.id.filter(|id| *id != 0).map(|id| id.to_string()),
@@ -347,8 +341,5 @@ pub async fn list_usage(State(app): State<App>, Query(query): Query<UsageQuery>)
         path: entry.path,
         ip: entry.ip,
     };
-    Ok(Json(UsageList {
-        entries: entries.into_iter().map(entry).collect(),
-        next: Some(next).filter(|next| next != "0"),
-    }))
+    Ok(Json(UsageList { entries: entries.into_iter().map(entry).collect(), next }))
 }

@@ -27,10 +27,11 @@ function fill(element, properties, children) {
 }
 
 let noticeTimer;
-function notice(text) {
+/** Tells something for a while, or until something else is told. */
+function notice(text, stays = false) {
   $("notice").textContent = text;
   clearTimeout(noticeTimer);
-  noticeTimer = setTimeout(() => { $("notice").textContent = ""; }, 6000);
+  if (!stays) noticeTimer = setTimeout(() => { $("notice").textContent = ""; }, 6000);
 }
 
 const number = (value) => (value == null ? "–" : Number(value).toLocaleString());
@@ -74,13 +75,13 @@ async function api(method, path, body) {
 }
 
 /** Runs what a button or form starts: one at a time, and what goes wrong is told. */
-async function act(button, work) {
+async function act(button, work, tell = notice) {
   if (button) button.disabled = true;
   try {
     return await work();
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
-    notice(error.message);
+    tell(error.message);
   } finally {
     if (button) button.disabled = false;
   }
@@ -109,17 +110,19 @@ function choice(name, label, options) {
   return [el("label", { for: id }, label), el("select", { id, name }, options.map(([value, text]) => el("option", { value }, text)))];
 }
 
-/** Asks for some fields; what `send` throws is told, and the dialog stays. */
+/** Asks for some fields; what `send` throws is told in the dialog, which stays: what is behind it, nobody sees. */
 function ask(title, fields, verb, send, danger = false) {
   const dialog = $("dialog");
+  const problem = el("p", { class: "problem", role: "alert" });
   const submit = el("button", { class: danger ? "danger" : "primary" }, verb);
   const form = el("form", {
     onsubmit: async (event) => {
       event.preventDefault();
+      problem.textContent = "";
       const values = Object.fromEntries([...new FormData(form)].map(([name, value]) => [name, value.trim()]));
-      await act(submit, async () => { await send(values); if (dialog.contains(form)) dialog.close(); });
+      await act(submit, async () => { await send(values); if (dialog.contains(form)) dialog.close(); }, (text) => { problem.textContent = text; });
     },
-  }, fields, el("div", { class: "row" }, submit, el("button", { type: "button", onclick: () => dialog.close() }, "Cancel")));
+  }, fields, problem, el("div", { class: "row" }, submit, el("button", { type: "button", onclick: () => dialog.close() }, "Cancel")));
   dialog.replaceChildren(el("h2", { id: "dialog-title" }, title), form);
   dialog.showModal();
 }
@@ -127,13 +130,14 @@ function ask(title, fields, verb, send, danger = false) {
 /** A key that is shown this once. */
 function showKey(raw) {
   const dialog = $("dialog");
+  const told = el("p", { class: "hint", role: "status" });
   const copy = async () => {
-    try { await navigator.clipboard.writeText(raw); notice("Copied."); } catch { notice("The browser does not let this page copy: mark the key and copy it."); }
+    try { await navigator.clipboard.writeText(raw); told.textContent = "Copied."; } catch { told.textContent = "The browser does not let this page copy: mark the key and copy it."; }
   };
   dialog.replaceChildren(
     el("h2", { id: "dialog-title" }, "The API key"),
     el("p", {}, "Keep it now: it is shown this once, and stored nowhere."),
-    el("code", { class: "raw", id: "raw-key", tabindex: "0" }, raw),
+    el("code", { class: "raw", id: "raw-key", tabindex: "0" }, raw), told,
     el("div", { class: "row" }, el("button", { type: "button", class: "primary", onclick: copy }, "Copy"),
       el("button", { type: "button", onclick: () => dialog.close() }, "Done")));
   if (!dialog.open) dialog.showModal();
@@ -168,17 +172,18 @@ async function overview() {
         ["Share", ([code, count]) => el("meter", { min: 0, max: most, value: count, "aria-label": `${code}: ${count}` })],
       ], refusals, "Nothing was refused.")),
       el("div", { class: "card" }, el("h3", {}, "Most used keys"), table("Of all time", [
-        ["Label", (key) => key.label], ["Start", (key) => el("code", {}, key.prefix)], ["Let in", (key) => number(key.requests), "number"],
+        ["Label", (key) => key.label], ["Start", (key) => el("code", {}, key.prefix), "short"], ["Let in", (key) => number(key.requests), "number"],
       ], stats.top_keys ?? [], "No key was used yet."))),
   ];
 }
 
 /** Bars of what was let in, what was refused on top; as many of the hours together as leaves no more than 96 bars. */
 function plot(hours) {
-  const bars = together(hours, Math.max(1, Math.ceil(Number(span) / 96)));
-  // As wide as it is shown, so that its text has the size of other text.
-  const [width, height, left, bottom] = [Math.max(280, $("main").clientWidth - 76), 220, 48, 24];
+  const size = Math.max(1, Math.ceil(Number(span) / 96));
+  const bars = together(hours, size);
   const high = nice(Math.max(1, ...bars.map((bar) => bar.requests + bar.refused)));
+  // As wide as it is shown, so that its text has the size of other text; with room for the longest number.
+  const [width, height, left, bottom] = [Math.max(280, $("main").clientWidth - 76), 220, 12 + 8 * number(high).length, 24];
   const step = (width - left) / bars.length;
   const y = (value) => (height - bottom) * (1 - value / high) + 8;
   const at = (bar) => new Date(bar.from).toLocaleString(undefined, { dateStyle: "short", timeStyle: "short" });
@@ -200,7 +205,7 @@ function plot(hours) {
   ] : [];
   const picture = shape("svg", { class: "plot", viewBox: `0 0 ${width} ${height + 12}`, role: "img", "aria-label": `${number(total)} requests in this time` },
     grid.flat(), columns, ends);
-  return [picture,
+  return [el("p", { class: "hint" }, size === 1 ? "Requests in each hour" : `Requests in each ${size} hours`), picture,
     el("ul", { class: "legend" }, el("li", {}, "let in"), el("li", { class: "refused" }, "refused")),
     el("details", {}, el("summary", {}, "As a table"), table("Times at which there was a request", [
       ["From", (bar) => at(bar)], ["Let in", (bar) => number(bar.requests), "number"], ["Refused", (bar) => number(bar.refused), "number"],
@@ -236,7 +241,7 @@ function paged(load, draw) {
     const page = await load(after);
     rows = rows.concat(page.rows);
     const next = page.next && el("button", { type: "button", onclick: (event) => act(event.currentTarget, () => more(page.next)) }, "Show more");
-    place.replaceChildren(draw(rows), ...(next ? [el("div", { class: "row" }, next)] : []));
+    place.replaceChildren(draw(rows, `${number(rows.length)} of ${number(page.total)}`), ...(next ? [el("div", { class: "row" }, next)] : []));
   };
   return more("").then(() => place);
 }
@@ -247,12 +252,12 @@ async function keys() {
   const list = await paged(
     async (after) => {
       const page = await api("GET", `/keys?limit=${PAGE}${after && `&after=${encodeURIComponent(after)}`}`);
-      return { rows: page.keys, next: page.next };
+      return { rows: page.keys, next: page.next, total: page.total };
     },
-    (rows) => table("API keys", [
-      ["Label", (key) => key.label], ["Start", (key) => el("code", {}, key.prefix)], ["Organization", (key) => key.org_name],
-      ["State", (key) => state(key)],
-      ["Scopes", (key) => (key.scopes ?? []).join(", ") || "–"], ["Last used", (key) => time(key.last_used_at)],
+    (rows, shown) => table(`API keys: ${shown}`, [
+      ["Label", (key) => key.label], ["Start", (key) => el("code", {}, key.prefix), "short"], ["Organization", (key) => key.org_name],
+      ["State", (key) => state(key), "short"],
+      ["Scopes", (key) => (key.scopes ?? []).join(", ") || "–"], ["Last used", (key) => time(key.last_used_at), "short"],
       ["", (key) => (key.status !== "revoked" ? [
         button("Rotate", key.label, () => rotate(key)), " ", button("Revoke", key.label, () => revoke(key), "danger"),
       ] : []), "actions"],
@@ -266,7 +271,7 @@ function state(key) {
 }
 
 async function createKey(event) {
-  const { organizations } = await act(event.currentTarget, () => api("GET", "/orgs?limit=200")) ?? {};
+  const { organizations } = await act(event.currentTarget, () => api("GET", "/orgs?limit=1000")) ?? {};
   if (!organizations) return;
   if (organizations.length === 0) { notice("Create an organization first."); location.hash = "#organizations"; return; }
   ask("Create a key", [
@@ -305,11 +310,11 @@ async function organizations() {
   const list = await paged(
     async (after) => {
       const page = await api("GET", `/orgs?limit=${PAGE}${after && `&after=${encodeURIComponent(after)}`}`);
-      return { rows: page.organizations, next: page.next };
+      return { rows: page.organizations, next: page.next, total: page.total };
     },
-    (rows) => table("Organizations", [
-      ["Name", (org) => org.name], ["State", (org) => el("span", { class: org.status === "active" ? "on" : "off" }, org.status)],
-      ["Keys", (org) => number(org.key_count), "number"], ["Since", (org) => time(org.created_at)],
+    (rows, shown) => table(`Organizations: ${shown}`, [
+      ["Name", (org) => org.name], ["State", (org) => el("span", { class: org.status === "active" ? "on" : "off" }, org.status), "short"],
+      ["Keys", (org) => number(org.key_count), "number"], ["Since", (org) => time(org.created_at), "short"],
       ["", (org) => (org.status === "active" ? button("Suspend", org.name, (event) => setStatus(event, org, "suspended"), "danger")
         : button("Activate", org.name, (event) => setStatus(event, org, "active"))), "actions"],
     ], rows, "There are no organizations yet."));
@@ -332,8 +337,8 @@ async function addresses() {
       return { rows: page.addresses, next: page.next };
     },
     (rows) => table("Address rules; those that keyguard set by itself say so", [
-      ["Network", (rule) => el("code", {}, rule.net)], ["Kind", (rule) => rule.kind], ["Path", (rule) => rule.path ?? "all"],
-      ["Ends", (rule) => (rule.expires_at == null ? "never" : time(rule.expires_at))], ["Reason", (rule) => rule.reason ?? "–"], ["By", (rule) => rule.by ?? "–"],
+      ["Network", (rule) => el("code", {}, rule.net), "short"], ["Kind", (rule) => rule.kind, "short"], ["Path", (rule) => rule.path ?? "all"],
+      ["Ends", (rule) => (rule.expires_at == null ? "never" : time(rule.expires_at)), "short"], ["Reason", (rule) => rule.reason ?? "–"], ["By", (rule) => rule.by ?? "–", "short"],
       ["", (rule) => button("Remove", rule.net, (event) => remove(event, rule)), "actions"],
     ], rows, "No address is blocked or allowed by a rule."));
   const block = () => ask("Block or allow addresses", [
@@ -364,7 +369,7 @@ let drawn = 0;
 
 /** Draws the view that the address names. Of several that are on their way, the last one asked for stays. */
 async function show() {
-  const name = location.hash.slice(1) in VIEWS ? location.hash.slice(1) : "overview";
+  const name = Object.hasOwn(VIEWS, location.hash.slice(1)) ? location.hash.slice(1) : "overview";
   const ours = ++drawn;
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
@@ -379,8 +384,16 @@ async function show() {
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
     if (ours !== drawn) return;
-    if ([401, 403, 429].includes(error.status) && $("view").hidden) leave();
-    notice(error.message);
+    if ($("view").hidden) {
+      if ([401, 403, 429].includes(error.status)) leave();
+      notice(error.message, true);
+      return;
+    }
+    // What was shown before is of another view, or of another time.
+    $("view").replaceChildren(
+      el("h2", {}, document.querySelector("nav a[aria-current]").textContent),
+      el("div", { class: "card" }, el("p", { class: "problem", role: "alert" }, error.message),
+        el("div", { class: "row" }, el("button", { type: "button", onclick: show }, "Try again"))));
   }
 }
 
