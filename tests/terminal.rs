@@ -13,8 +13,8 @@ use redis::{Parser, Value};
 use serde_json::Value as Json;
 
 use crate::harness::{
-    OTHER_KEYRING, Reply, Server, Sut, Terminal, args, contains, eventually, expect, free_port, now_ms, populate,
-    server_tests, tool,
+    KEYRING, OTHER_KEYRING, Reply, Server, Sut, Terminal, args, contains, eventually, expect, free_port, now_ms,
+    populate, server_tests, tool,
 };
 
 server_tests![
@@ -25,6 +25,7 @@ server_tests![
     the_doctor_tells_of_a_missing_keyring,
     the_doctor_tells_of_keys_that_the_keyring_lacks,
     the_doctor_tells_of_records_under_an_older_key,
+    the_doctor_has_a_rekeying_that_failed_run_again_and_nothing_deleted,
     the_doctor_tells_of_a_keyring_file_that_others_may_read,
     the_doctor_tells_of_a_policy_that_evicts,
     the_doctor_tells_of_data_that_no_disk_has,
@@ -168,10 +169,7 @@ fn the_doctor_tells_of_records_under_an_older_key(sut: &Sut) {
     let server = well(sut);
     let mut c = server.client();
     c.ok("KG.ADDKEY acme vendor some-secret");
-    let mut keyring: Json = serde_json::from_str(&fs::read_to_string(server.keyring_file()).unwrap()).unwrap();
-    let newer: Json = serde_json::from_str(OTHER_KEYRING).unwrap();
-    keyring["keys"].as_array_mut().unwrap().push(newer["keys"][0].clone());
-    fs::write(server.keyring_file(), keyring.to_string()).unwrap();
+    fs::write(server.keyring_file(), keyring_of(&[KEYRING, OTHER_KEYRING])).unwrap();
     c.ok("KG.KEYRING RELOAD");
     let (code, findings) = doctor(&server, &[]);
     assert_eq!(code, 0, "work to be done is no problem yet");
@@ -182,6 +180,44 @@ fn the_doctor_tells_of_records_under_an_older_key(sut: &Sut) {
     });
     let (_, findings) = doctor(&server, &[]);
     assert_found(&findings, "keyring", "ok", "2 in force", "");
+}
+
+/// The keyring of these files together, the newest key last.
+fn keyring_of(files: &[&str]) -> String {
+    let keys = files.iter().flat_map(|file| {
+        let keyring: Json = serde_json::from_str(file).unwrap();
+        keyring["keys"].as_array().unwrap().clone()
+    });
+    serde_json::json!({ "version": 1, "keys": keys.collect::<Vec<_>>() }).to_string()
+}
+
+fn the_doctor_has_a_rekeying_that_failed_run_again_and_nothing_deleted(sut: &Sut) {
+    let server = well(sut);
+    let mut c = server.client();
+    let commands: Vec<_> = (1..=9).map(|n| args!["KG.ADDKEY", "acme", "vendor", format!("secret-{n}")]).collect();
+    c.pipeline(&commands);
+    // One that does not open, whatever the keyring holds.
+    c.ok("COPY {acme}:key:4 {acme}:key:3 REPLACE");
+    fs::write(server.keyring_file(), keyring_of(&[KEYRING, OTHER_KEYRING])).unwrap();
+    c.ok("KG.KEYRING RELOAD");
+    // Nothing can be written from the moment on at which it begins: it stays where it is.
+    c.pipeline(&[args!["KG.REKEY", "acme"], args!["CLIENT", "PAUSE", "60000", "WRITE"]]);
+    let (_, findings) = doctor(&server, &[]);
+    assert_found(&findings, "rekeying", "ok", "KG.REKEY is under way", "");
+    c.ok("CLIENT UNPAUSE");
+    eventually("the rekeying having ended", || {
+        let state = c.ok("KG.REKEY acme").field("state").text();
+        expect(state == "done", || state)
+    });
+    let (code, findings) = doctor(&server, &[]);
+    assert_eq!(code, 0, "{findings:#?}");
+    assert_found(&findings, "rekeying", "warning", "could not open 1 vault keys; run it again", "KG.KEYRING RELOAD");
+    let advice = findings.iter().filter_map(|finding| finding["advice"].as_str());
+    let advised: Vec<&str> = advice.filter(|advice| advice.contains("DELKEY") || advice.contains("DELSTORE")).collect();
+    assert!(advised.is_empty(), "{advised:?}");
+    // Without it there is nothing more to be done again.
+    c.ok("KG.DELKEY acme 3");
+    assert!(of(&doctor(&server, &[]).1, "rekeying").is_empty());
 }
 
 fn the_doctor_tells_of_a_keyring_file_that_others_may_read(sut: &Sut) {

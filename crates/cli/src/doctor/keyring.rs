@@ -17,12 +17,6 @@ pub fn keyring(facts: &Facts, store: &str) -> Vec<Finding> {
         Ok(rows) => rows,
         Err(failure) => return vec![Finding::unanswered(CHECK, failure)],
     };
-    let flag = |row: &Json, name: &str| match row.get(name) {
-        Some(Json::Bool(truth)) => *truth,
-        Some(Json::Number(number)) => number.as_u64() != Some(0),
-        _ => false,
-    };
-    let records = |row: &Json| row.get("records").and_then(Json::as_u64).unwrap_or(0);
     let name = |row: &Json| row.get("fingerprint").and_then(Json::as_str).unwrap_or_default().to_owned();
     let mut findings = Vec::new();
     for row in rows.iter().filter(|row| flag(row, "missing")) {
@@ -41,17 +35,15 @@ pub fn keyring(facts: &Facts, store: &str) -> Vec<Finding> {
         ));
         return findings;
     };
-    let older: Vec<&Json> = rows
-        .iter()
-        .filter(|row| !flag(row, "newest") && !flag(row, "missing") && row.get("pepper").is_none_or(Json::is_null))
-        .collect();
+    let older: Vec<&Json> = rows.iter().filter(|row| is_older(row) && !flag(row, "missing")).collect();
     let left: u64 = older.iter().copied().map(records).sum();
     if left > 0 {
         findings.push(Finding::warning(
             CHECK,
             format!("{left} records are still under older keys"),
             format!(
-                "KG.REKEY {store}, for each store, until its state is done; an API key moves when it is next used. Then KG.KEYRING DROP"
+                "KG.REKEY {store}, for each store, until its state is done and failed is 0; an API key moves when it is next used. Then KG.KEYRING \
+                 DROP, which refuses a key that records use"
             ),
         ));
     }
@@ -62,6 +54,28 @@ pub fn keyring(facts: &Facts, store: &str) -> Vec<Finding> {
         findings.push(Finding::ok(CHECK, format!("{keys} in force, the newest is {}{source}", name(newest))));
     }
     findings
+}
+
+/// How many records use another key than the newest, one that the keyring lacks too; none if this user may not see it.
+pub fn records_under_older_keys(facts: &Facts) -> Option<u64> {
+    let rows = facts.keyring.as_ref().ok()?;
+    Some(rows.iter().filter(|row| is_older(row)).map(records).sum())
+}
+
+fn is_older(row: &Json) -> bool {
+    !flag(row, "newest") && row.get("pepper").is_none_or(Json::is_null)
+}
+
+fn records(row: &Json) -> u64 {
+    row.get("records").and_then(Json::as_u64).unwrap_or(0)
+}
+
+fn flag(row: &Json, name: &str) -> bool {
+    match row.get(name) {
+        Some(Json::Bool(truth)) => *truth,
+        Some(Json::Number(number)) => number.as_u64() != Some(0),
+        _ => false,
+    }
 }
 
 /// Who may read the file, if it is on this machine.

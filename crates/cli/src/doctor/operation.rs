@@ -1,7 +1,7 @@
 //! How the server is run: version, memory, disk, what works in the background.
 
-use super::Finding;
 use super::facts::{Facts, bytes};
+use super::{Finding, keyring};
 use crate::server::Server;
 
 /// Of `maxmemory`, in percent: from here on the next write may be refused.
@@ -178,13 +178,29 @@ pub fn waiting(facts: &Facts) -> Finding {
     Finding::ok(CHECK, format!("{waiters} claims in {lines} lines, the longest for {longest_ms} ms"))
 }
 
-/// What the last rekeying could not open.
+/// How the KG.REKEY at work stands, or the last one, whose store the server does not tell. What failed may be a key that the keyring lacks
+/// for the moment: so nothing here says that a record should be deleted.
 pub fn rekeying(facts: &Facts) -> Option<Finding> {
-    let failed = facts.number("keyguard_rekey_failed").filter(|failed| *failed > 0)?;
-    Some(Finding::problem(
-        "rekeying",
-        format!("{failed} vault keys do not open"),
-        "the server's log says which: they were changed from outside, or the keyring lacks their key. Bring them back from a \
-         snapshot, or KG.DELKEY them",
+    const CHECK: &str = "rekeying";
+    let number = |name| facts.number(name).unwrap_or(0);
+    let [done, left, failed] = ["keyguard_rekey_done", "keyguard_rekey_left", "keyguard_rekey_failed"].map(number);
+    if number("keyguard_rekey_running") > 0 {
+        return Some(Finding::ok(
+            CHECK,
+            format!(
+                "KG.REKEY is under way: {done} vault keys done, at most {left} left, {failed} of them could not be opened so far"
+            ),
+        ));
+    }
+    // INFO tells of it for as long as nothing is to be done again: also when what failed has been deleted since.
+    if failed == 0 || keyring::records_under_older_keys(facts) == Some(0) {
+        return None;
+    }
+    Some(Finding::warning(
+        CHECK,
+        format!("the last KG.REKEY could not open {failed} vault keys; run it again"),
+        "with all older keys in the keyring file: KG.KEYRING RELOAD, then KG.REKEY (it begins anew after a RELOAD, or after its STOP). What \
+         fails again was changed from outside: KG.REVEAL says so, and a snapshot may have it. Delete nothing before, neither keys \
+         of the keyring nor records",
     ))
 }
