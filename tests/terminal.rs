@@ -35,6 +35,7 @@ server_tests![
     the_menu_does_what_each_of_its_entries_says,
     the_menu_takes_its_answers_from_a_pipe,
     the_menu_goes_on_after_an_error,
+    the_menu_finds_expired_keys_among_more_than_a_reply_holds,
     top_shows_the_rate_of_calls_made_meanwhile,
     top_outlives_its_server_and_another_size,
     top_gives_the_terminal_back_by_whatever_key_it_ends,
@@ -576,6 +577,39 @@ fn the_menu_goes_on_after_an_error(sut: &Sut) {
     // Without a server there is nothing to ask about.
     server.kill();
     assert_eq!(piped(&server, &["q"]).0, 3);
+}
+
+fn the_menu_finds_expired_keys_among_more_than_a_reply_holds(sut: &Sut) {
+    const COUNT: usize = 1_200;
+    let server = sut.server();
+    let mut c = server.client();
+    let add = |n: usize, expiry: &str| {
+        let secret = format!("secret-{n}");
+        if expiry.is_empty() {
+            args!["KG.ADDKEY", "acme", "vendor", secret]
+        } else {
+            args!["KG.ADDKEY", "acme", "vendor", secret, "EXPIREAT", expiry]
+        }
+    };
+    let commands: Vec<_> = (1..=COUNT).map(|n| add(n, if n == COUNT { "1" } else { "" })).collect();
+    c.pipeline(&commands);
+    let (code, shown, said) = piped(&server, &["r", "no", "r", "yes", "r", "q"]);
+    assert_eq!((code, said.as_str()), (0, ""), "{shown}");
+    for text in ["Delete these 1?", "Nothing is deleted", "Deleted: 1.", "No key has expired."] {
+        assert!(shown.contains(text), "{text}: {shown}");
+    }
+    // More than are shown: their number is not said, and all of them are meant.
+    let commands: Vec<_> = (1..=COUNT).map(|n| args!["KG.SETKEY", "acme", n, "EXPIREAT", "1"]).collect();
+    c.pipeline(&commands);
+    let (code, shown, said) = piped(&server, &["r", "yes", "q"]);
+    assert_eq!((code, said.as_str()), (0, ""), "{shown}");
+    assert!(shown.contains("Delete all expired keys, more than 1000?"), "{shown}");
+    assert!(shown.contains(&format!("Deleted: {}.", COUNT - 1)), "{shown}");
+    // A store that is not there has none.
+    let (code, shown, said) = piped(&server, &["r", "q"]);
+    assert_eq!((code, said.as_str()), (0, ""), "{shown}");
+    let output = tool(&server).args(["menu", "--store", "another"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
 }
 
 /// A store with a key that has been used; the key.

@@ -7,14 +7,14 @@ mod prompt;
 mod table;
 
 use jiff::civil::Date;
-use redis::{Cmd, Value};
+use redis::Value;
 use zeroize::Zeroizing;
 
 use crate::cli::At;
 use crate::failure::Failure;
 use crate::output;
 use crate::reply::Json;
-use crate::server::Server;
+use crate::verbs::Console;
 use prompt::Stop;
 
 const CHOICES: &str = "\
@@ -32,18 +32,17 @@ q  quit (so does Ctrl-D)";
 /// How many keys a list shows: more are for `keyguard vault list`, which goes page by page.
 const SHOWN: usize = 1_000;
 
-/// As many as the server has on a page.
-const PAGE: usize = 200;
+/// As many as the server deletes at a time.
+const DELETED: usize = 100;
 
 /// Asks what to do, and does it, until there is nothing more.
 ///
 /// # Errors
 /// That there is no server at the beginning, or none with the module, or no terminal.
 pub async fn run(at: &At) -> Result<(), Failure> {
-    let mut menu =
-        Menu { server: Server::at(&at.url)?, store: at.store.clone(), last: Answers::default(), created: Vec::new() };
+    let mut menu = Menu { console: Console::at(at)?, last: Answers::default(), created: Vec::new() };
     // What does not work at all is told of before any question.
-    menu.count(&[]).await?;
+    menu.vault_keys(&[], Some(1)).await?;
     println!("{CHOICES}");
     loop {
         match menu.once().await {
@@ -59,8 +58,7 @@ pub async fn run(at: &At) -> Result<(), Failure> {
 }
 
 struct Menu {
-    server: Server,
-    store: String,
+    console: Console,
     /// The defaults of the next key.
     last: Answers,
     /// The ids of the keys created since the beginning.
@@ -80,7 +78,7 @@ struct Answers {
 impl Menu {
     /// One choice, and what follows from it.
     async fn once(&mut self) -> Result<(), Stop> {
-        let choice = prompt::line(&format!("\n{} [a d l n m r s u v q, ? for help]: ", self.store))?;
+        let choice = prompt::line(&format!("\n{} [a d l n m r s u v q, ? for help]: ", self.console.store))?;
         match choice.to_lowercase().as_str() {
             "a" | "add" => self.add().await,
             "d" | "delete" => self.delete().await,
@@ -115,22 +113,15 @@ impl Menu {
             prompt::with_default("Expiry (30 or 30d, 12h, 2027-01-31, 2027-01-31T12:00:00Z)", &last.expiry)?;
         let active = prompt::yes("Active", true)?;
         let secret = prompt::secret("Secret (not shown): ")?;
-        let mut command = self.command("KG.ADDKEY");
-        command.arg(&answers.name).arg(secret.as_bytes());
-        for (name, value) in [("SOURCE", &answers.source), ("LOGIN", &answers.login), ("BATCH", &answers.batch)] {
-            if !value.is_empty() {
-                command.arg(name).arg(value);
-            }
-        }
-        if let Some((name, value)) = expiry(&answers.expiry) {
-            command.arg(name).arg(value);
-        }
-        if !active {
-            command.arg("INACTIVE");
-        }
+        let text = |name, value: &String| (!value.is_empty()).then(|| (name, value.clone()));
+        let options = [text("SOURCE", &answers.source), text("LOGIN", &answers.login), text("BATCH", &answers.batch)];
+        let options = options.into_iter().chain([expiry(&answers.expiry)]).flatten();
+        let request = self.console.request("KG.ADDKEY").word(&answers.name).word(secret.as_bytes());
+        let request = options.fold(request, |request, (name, value)| request.word(name).word(value));
+        let request = request.flag("INACTIVE", !active);
         // What was typed is kept as default also if the server refuses it: then one answer is wrong, not all.
         self.last = answers;
-        let id = self.server.ask(&command).await?.as_u64().ok_or(Failure::Strange("KG.ADDKEY answers an id"))?;
+        let id = self.console.ask(request).await?.as_u64().ok_or(Failure::Strange("KG.ADDKEY answers an id"))?;
         self.created.push(id);
         println!("Added as {id}.");
         Ok(())
@@ -143,23 +134,21 @@ impl Menu {
             println!("Nothing is deleted.");
             return Ok(());
         }
-        let deleted = self.server.ask(self.command("KG.DELKEY").arg(id_of(&record)?)).await?;
+        let deleted = self.console.ask(self.console.request("KG.DELKEY").word(id_of(&record)?)).await?;
         println!("Deleted: {deleted}.");
         Ok(())
     }
 
     async fn list(&self) -> Result<(), Stop> {
-        self.show_all(&[]).await?;
+        show(&self.vault_keys(&[], Some(SHOWN + 1)).await?);
         Ok(())
     }
 
     async fn next(&self) -> Result<(), Stop> {
         let Some(record) = self.chosen("mark inactive").await? else { return Ok(()) };
+        let name = record.get("name").and_then(Json::as_str).ok_or(Failure::Strange("a vault key has a name"))?;
         self.set_active(&record, "no").await?;
-        let Some(name) = record.get("name").and_then(Json::as_str) else {
-            return Err(Failure::Usage("only vault keys are handed out".to_owned()).into());
-        };
-        let next = self.server.ask(self.command("KG.NEXTKEY").arg(name)).await?;
+        let next = self.console.ask(self.console.request("KG.NEXTKEY").word(name)).await?;
         println!("The next one:");
         table::keys(&[&next]);
         if prompt::yes("Show its secret", false)? {
@@ -177,24 +166,26 @@ impl Menu {
 
     async fn remove_expired(&self) -> Result<(), Stop> {
         let expired = ["EXPIRED", "yes"];
-        let count = self.count(&expired).await?;
-        if count == 0 {
-            println!("No key has expired.");
-            return Ok(());
-        }
-        self.show_all(&expired).await?;
-        if !prompt::yes(&format!("Delete these {count}"), false)? {
+        let records = self.vault_keys(&expired, Some(SHOWN + 1)).await?;
+        let question = match records.len() {
+            0 => {
+                println!("No key has expired.");
+                return Ok(());
+            }
+            count @ ..=SHOWN => format!("Delete these {count}"),
+            _ => format!("Delete all expired keys, more than {SHOWN}"),
+        };
+        show(&records);
+        if !prompt::yes(&question, false)? {
             println!("Nothing is deleted.");
             return Ok(());
         }
+        // Those that have expired by now: a key whose life was prolonged meanwhile stays.
+        let ids = self.vault_keys(&expired, None).await?.iter().map(id_of).collect::<Result<Vec<u64>, Failure>>()?;
         let mut deleted = 0;
-        loop {
-            // A hundred a call.
-            let command = self.command("KG.DELKEY").arg("MATCH").arg(&["TYPE", "vault"]).arg(&expired).clone();
-            match self.server.ask(&command).await?.as_u64() {
-                Some(0) | None => break,
-                Some(more) => deleted += more,
-            }
+        for some in ids.chunks(DELETED) {
+            let answer = self.console.ask(self.console.request("KG.DELKEY").words(some)).await?;
+            deleted += answer.as_u64().unwrap_or(0);
         }
         println!("Deleted: {deleted}.");
         Ok(())
@@ -203,7 +194,7 @@ impl Menu {
     async fn session(&self) -> Result<(), Stop> {
         let mut records = Vec::new();
         for id in &self.created {
-            match self.server.ask(self.command("KG.GETKEY").arg(id)).await {
+            match self.console.ask(self.console.request("KG.GETKEY").word(id)).await {
                 Ok(record) => records.push(record),
                 Err(failure) if matches!(failure.code(), Some("NOSUCH" | "NOSTORE")) => println!("{id} is deleted."),
                 Err(failure) => return Err(failure.into()),
@@ -214,7 +205,7 @@ impl Menu {
     }
 
     async fn usability(&self) -> Result<(), Stop> {
-        table::sets(&list(self.server.ask(&self.command("KG.USABILITY")).await?));
+        table::sets(&list(self.console.ask(self.console.request("KG.USABILITY")).await?));
         Ok(())
     }
 
@@ -223,7 +214,7 @@ impl Menu {
         if id.is_empty() {
             return Ok(());
         }
-        let record = self.server.ask(self.command("KG.GETKEY").arg(&id)).await?;
+        let record = self.vault_key(&id).await?;
         self.show_secret(&record).await
     }
 
@@ -235,7 +226,7 @@ impl Menu {
             if secret.is_empty() {
                 return Ok(None);
             }
-            let ids = list(self.server.ask(self.command("KG.FINDKEY").arg(secret.as_bytes())).await?);
+            let ids = list(self.console.ask(self.console.request("KG.FINDKEY").word(secret.as_bytes())).await?);
             match ids.as_slice() {
                 [] => {
                     println!("No key has this secret.");
@@ -249,12 +240,17 @@ impl Menu {
                 }
             }
         }
-        Ok(Some(self.server.ask(self.command("KG.GETKEY").arg(id)).await?))
+        Ok(Some(self.vault_key(&id).await?))
+    }
+
+    async fn vault_key(&self, id: &str) -> Result<Json, Failure> {
+        self.console.ask(self.console.request("KG.GETKEY").word(id)).await
     }
 
     async fn set_active(&self, record: &Json, active: &str) -> Result<(), Stop> {
         let id = id_of(record)?;
-        let changed = self.server.ask(self.command("KG.SETKEY").arg(id).arg("ACTIVE").arg(active)).await?;
+        let request = self.console.request("KG.SETKEY").word(id).word("ACTIVE").word(active);
+        let changed = self.console.ask(request).await?;
         let state = if active == "yes" { "active" } else { "inactive" };
         let already = if list(changed).is_empty() { "already " } else { "" };
         println!("{id} is {already}{state}.");
@@ -262,58 +258,28 @@ impl Menu {
     }
 
     async fn show_secret(&self, record: &Json) -> Result<(), Stop> {
-        let secret = match self.server.ask_raw(self.command("KG.REVEAL").arg(id_of(record)?)).await? {
+        let request = self.console.request("KG.REVEAL").word(id_of(record)?);
+        let secret = match self.console.ask_raw(request).await? {
             Value::BulkString(secret) => Zeroizing::new(secret),
             _ => return Err(Failure::Strange("KG.REVEAL answers a secret").into()),
         };
         prompt::show_bytes(&secret)
     }
 
-    async fn show_all(&self, filters: &[&str]) -> Result<(), Failure> {
-        let mut records: Vec<Json> = Vec::new();
-        let mut after = 0;
-        // The last map of a page that had to end early says where the next one begins, and nothing else.
-        loop {
-            let mut command = self.command("KG.LISTKEYS");
-            command.arg(&["TYPE", "vault"]).arg(filters).arg("AFTER").arg(after).arg("COUNT").arg(PAGE);
-            let mut page = match self.server.ask(&command).await {
-                Err(failure) if failure.code() == Some("NOSTORE") => Vec::new(),
-                answer => list(answer?),
-            };
-            let full = page.len() == PAGE;
-            let ended_at = page.last().and_then(|last| last.get("after")).and_then(Json::as_u64);
-            if ended_at.is_some() {
-                page.pop();
-            }
-            let last_id = page.last().and_then(|last| last.get("id")).and_then(Json::as_u64);
-            records.append(&mut page);
-            match ended_at.or(if full { last_id } else { None }) {
-                Some(next) if records.len() < SHOWN => after = next,
-                more => {
-                    table::keys(&records.iter().take(SHOWN).collect::<Vec<_>>());
-                    if more.is_some() {
-                        println!("There may be more: these are the first {SHOWN}.");
-                    }
-                    return Ok(());
-                }
-            }
+    /// The vault keys that the filters let through, or the first so many of them; a store that is not there yet has none.
+    async fn vault_keys(&self, filters: &[&str], max: Option<usize>) -> Result<Vec<Json>, Failure> {
+        let request = || self.console.request("KG.LISTKEYS").words(["TYPE", "vault"]).words(filters.iter().copied());
+        match self.console.pages_by_id(request, max).await {
+            Err(failure) if failure.code() == Some("NOSTORE") => Ok(Vec::new()),
+            answer => answer,
         }
     }
+}
 
-    /// How many vault keys there are; a store that is not there yet has none.
-    async fn count(&self, filters: &[&str]) -> Result<u64, Failure> {
-        let command = self.command("KG.COUNTKEYS").arg(&["TYPE", "vault"]).arg(filters).clone();
-        match self.server.ask(&command).await {
-            Ok(count) => count.as_u64().ok_or(Failure::Strange("KG.COUNTKEYS answers a number")),
-            Err(Failure::Refused { .. }) => Ok(0),
-            Err(failure) => Err(failure),
-        }
-    }
-
-    fn command(&self, name: &str) -> Cmd {
-        let mut command = redis::cmd(name);
-        command.arg(&self.store);
-        command
+fn show(records: &[Json]) {
+    table::keys(&records.iter().take(SHOWN).collect::<Vec<_>>());
+    if records.len() > SHOWN {
+        println!("There are more: these are the first {SHOWN}.");
     }
 }
 
