@@ -36,6 +36,7 @@ server_tests![
     the_menu_takes_its_answers_from_a_pipe,
     the_menu_goes_on_after_an_error,
     the_menu_finds_expired_keys_among_more_than_a_reply_holds,
+    the_menu_touches_vault_keys_only,
     top_shows_the_rate_of_calls_made_meanwhile,
     top_outlives_its_server_and_another_size,
     top_gives_the_terminal_back_by_whatever_key_it_ends,
@@ -610,6 +611,21 @@ fn the_menu_finds_expired_keys_among_more_than_a_reply_holds(sut: &Sut) {
     assert_eq!((code, said.as_str()), (0, ""), "{shown}");
     let output = tool(&server).args(["menu", "--store", "another"]).output().unwrap();
     assert!(output.status.success(), "{output:?}");
+}
+
+fn the_menu_touches_vault_keys_only(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    c.ok("KG.ADDORG acme shop");
+    let issued = c.ok("KG.NEWKEY acme shop web");
+    let (id, raw) = (issued.list()[0].int().to_string(), issued.list()[1].text());
+    for choice in ["n", "d", "m", "v"] {
+        let (code, shown, said) = piped(&server, &[choice, &id, "yes", "q"]);
+        assert_eq!(code, 0, "{shown}");
+        assert!(said.contains("NOSUCH") && said.contains("API key"), "{choice}: {said}");
+        assert!(!shown.contains("inactive.") && !shown.contains("active."), "{choice}: {shown}");
+        assert_eq!(c.code(args!["KG.AUTH", "acme", raw]), "VALID", "{choice}");
+    }
 }
 
 /// A store with a key that has been used; the key.

@@ -14,7 +14,7 @@ use crate::cli::At;
 use crate::failure::Failure;
 use crate::output;
 use crate::reply::Json;
-use crate::verbs::Console;
+use crate::verbs::{Console, Kind};
 use prompt::Stop;
 
 const CHOICES: &str = "\
@@ -243,8 +243,11 @@ impl Menu {
         Ok(Some(self.vault_key(&id).await?))
     }
 
+    /// The vault key of that id; API keys, which have ids of the same series, are none of the menu's business.
     async fn vault_key(&self, id: &str) -> Result<Json, Failure> {
-        self.console.ask(self.console.request("KG.GETKEY").word(id)).await
+        let record = self.console.ask(self.console.request("KG.GETKEY").word(id)).await?;
+        Kind::Vault.expect(&record)?;
+        Ok(record)
     }
 
     async fn set_active(&self, record: &Json, active: &str) -> Result<(), Stop> {
