@@ -303,18 +303,53 @@ fn the_doctor_looks_at_what_a_user_may_see(sut: &Sut) {
     for check in
         ["server", "module", "keyring", "keyring file", "eviction", "persistence", "permissions", "store", "sizes"]
     {
-        assert_found(&findings, check, "not_looked_at", "", "");
+        assert_found(&findings, check, "warning", "unknown", "");
     }
+    assert!(findings.iter().all(|finding| finding["state"] == "warning"), "{findings:#?}");
     // One for a service alone, who may ask about itself.
     c.ok("ACL SETUSER gate on >pw -@all +kg.auth +acl|whoami +acl|dryrun +info ~acme");
     let (code, findings) = as_user("gate");
     assert_eq!(code, 0, "{findings:#?}");
     assert_found(&findings, "eviction", "ok", "noeviction", "");
-    assert_found(&findings, "keyring", "not_looked_at", "", "");
+    assert_found(&findings, "keyring", "warning", "unknown", "");
     assert_found(&findings, "permissions", "warning", "user gate may not call KG.ACQUIRE, KG.LOG", "ACL SETUSER");
     // One of another store.
     c.ok("ACL SETUSER other on >pw +@all ~spare ~{spare}:*");
     assert_found(&as_user("other").1, "permissions", "warning", "may not call KG.AUTH", "");
+    // What INFO or CONFIG alone would tell is not taken for nothing.
+    c.ok("ACL SETUSER blind on >pw +@all ~* -info");
+    let (_, findings) = as_user("blind");
+    for check in [
+        "server",
+        "module",
+        "memory",
+        "persistence",
+        "replication",
+        "snapshots",
+        "waiting",
+        "usage",
+        "rekeying",
+        "cluster",
+    ] {
+        assert_found(&findings, check, "warning", "unknown: the user may not INFO", "+info");
+    }
+    c.ok("ACL SETUSER unset on >pw +@all ~* -config");
+    let (_, findings) = as_user("unset");
+    for check in ["keyring file", "persistence", "snapshots", "usage", "crash reports"] {
+        assert_found(&findings, check, "warning", "unknown: the user may not CONFIG GET", "+config|get");
+    }
+    // A command that nobody has.
+    let setup = sut.setup();
+    let file = setup.directory().join("without.conf");
+    fs::write(&file, "rename-command CONFIG \"\"\n").unwrap();
+    let without = setup.with("appendonly", "yes").with("include", file.to_str().unwrap()).start();
+    assert_found(
+        &doctor(&without, &[]).1,
+        "persistence",
+        "warning",
+        "the server knows no CONFIG GET",
+        "rename-command",
+    );
     // One who is not let in.
     let url = format!("redis://gate:wrong@127.0.0.1:{}", server.port());
     let output = tool(&server).args(["doctor", "--url", &url]).output().unwrap();

@@ -77,7 +77,7 @@ enum State {
     Ok,
     Warning,
     Problem,
-    /// Nobody knows: this user may not look, or it lies on another machine.
+    /// Nobody can know from here: it lies on another machine, say.
     NotLookedAt,
 }
 
@@ -127,12 +127,13 @@ impl Finding {
         Self { check, state: State::NotLookedAt, detail: why.into(), advice: None }
     }
 
-    /// What could not be asked. That a user may not look is no problem of the server's; that it does not answer is one.
+    /// What could not be asked. That a user may not look is no problem of the server's, but nothing is well that is not known; that it
+    /// does not answer is one.
     fn unanswered(check: &'static str, failure: &Failure) -> Self {
+        let advice = failure.advice().unwrap_or("look at the server's log");
         match failure {
-            Failure::Unreachable(_) => {
-                Self::problem(check, failure.to_string(), failure.advice().unwrap_or("look at the server's log"))
-            }
+            Failure::Unreachable(_) => Self::problem(check, failure.to_string(), advice),
+            Failure::NotPermitted(_) => Self::warning(check, format!("unknown: {failure}"), advice),
             _ => Self::not_looked_at(check, failure.to_string()),
         }
     }

@@ -19,8 +19,10 @@ const MEASURES: usize = 3;
 /// Whether the cluster is whole, if it is one.
 pub async fn cluster(facts: &Facts, node: &Server) -> Option<Finding> {
     const CHECK: &str = "cluster";
-    if facts.info("cluster_enabled")? != "1" {
-        return None;
+    match facts.info("cluster_enabled") {
+        None => return Some(facts.without_info(CHECK)),
+        Some("1") => {}
+        Some(_) => return None,
     }
     Some(match node.ask(&command(&["CLUSTER", "INFO"])).await {
         Err(failure) => Finding::unanswered(CHECK, &failure),
@@ -40,7 +42,7 @@ pub async fn cluster(facts: &Facts, node: &Server) -> Option<Finding> {
 pub async fn replication(facts: &Facts, node: &Server) -> Vec<Finding> {
     const CHECK: &str = "replication";
     match facts.info("role") {
-        None => return vec![Finding::not_looked_at(CHECK, facts.no_info())],
+        None => return vec![facts.without_info(CHECK)],
         Some("master") => {}
         Some(_) => return vec![as_replica(facts)],
     }

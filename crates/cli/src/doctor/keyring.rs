@@ -82,7 +82,7 @@ fn flag(row: &Json, name: &str) -> bool {
 pub fn file(facts: &Facts, node: &Server) -> Finding {
     const CHECK: &str = "keyring file";
     let Some(path) = facts.setting("keyguard.keyring-file") else {
-        return Finding::not_looked_at(CHECK, facts.no_settings());
+        return facts.without_settings(CHECK);
     };
     if path.is_empty() {
         return match facts.info("keyguard_keyring_source") {

@@ -15,7 +15,7 @@ pub fn server(facts: &Facts, node: &Server) -> Finding {
     let (name, version) = match (facts.info("valkey_version"), facts.info("redis_version")) {
         (Some(version), _) => ("Valkey", version),
         (None, Some(version)) => ("Redis", version),
-        _ => return Finding::not_looked_at(CHECK, format!("it answers at {address}; {}", facts.no_info())),
+        _ => return facts.without_info(CHECK),
     };
     let mut numbers = version.split('.').map_while(|part| part.parse().ok());
     let number: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
@@ -37,9 +37,7 @@ pub fn module(facts: &Facts) -> Finding {
     const CHECK: &str = "module";
     let ours = env!("CARGO_PKG_VERSION");
     match facts.module_version() {
-        None => {
-            Finding::not_looked_at(CHECK, format!("it is loaded, in which version is not known: {}", facts.no_info()))
-        }
+        None => facts.without_info(CHECK),
         Some(theirs) if theirs != ours => Finding::warning(
             CHECK,
             format!("keyguard {theirs} is loaded, and this program is of {ours}"),
@@ -53,15 +51,18 @@ pub fn module(facts: &Facts) -> Finding {
 pub fn eviction(facts: &Facts) -> Finding {
     const CHECK: &str = "eviction";
     let Some(policy) = facts.info("maxmemory_policy").or_else(|| facts.setting("maxmemory-policy")) else {
-        return Finding::not_looked_at(CHECK, facts.no_info());
+        return facts.without_info(CHECK);
     };
-    let limit = facts.number("maxmemory").unwrap_or(0);
+    let limit = facts.number("maxmemory").or_else(|| facts.setting("maxmemory")?.parse().ok());
     const ADVICE: &str = "CONFIG SET maxmemory-policy noeviction, and the same in the configuration file: an evicted record is a \
                           key that stops working, an evicted bucket a limit that starts afresh";
     match (policy, limit) {
         ("noeviction", _) => Finding::ok(CHECK, policy),
-        (policy, 0) => Finding::warning(CHECK, format!("{policy}, harmless only until maxmemory is set"), ADVICE),
-        (policy, limit) => Finding::problem(CHECK, format!("{policy} takes keys away at {}", bytes(limit)), ADVICE),
+        (policy, Some(0)) => Finding::warning(CHECK, format!("{policy}, harmless only until maxmemory is set"), ADVICE),
+        (policy, None) => Finding::warning(CHECK, format!("{policy}; it is unknown whether maxmemory is set"), ADVICE),
+        (policy, Some(limit)) => {
+            Finding::problem(CHECK, format!("{policy} takes keys away at {}", bytes(limit)), ADVICE)
+        }
     }
 }
 
@@ -69,7 +70,7 @@ pub fn eviction(facts: &Facts) -> Finding {
 pub fn memory(facts: &Facts) -> Finding {
     const CHECK: &str = "memory";
     let (Some(used), Some(limit)) = (facts.number("used_memory"), facts.number("maxmemory")) else {
-        return Finding::not_looked_at(CHECK, facts.no_info());
+        return facts.without_info(CHECK);
     };
     if limit == 0 {
         return Finding::ok(CHECK, format!("{} used, maxmemory is not set", bytes(used)));
@@ -89,7 +90,7 @@ pub fn memory(facts: &Facts) -> Finding {
 pub fn persistence(facts: &Facts) -> Finding {
     const CHECK: &str = "persistence";
     let Some(append_only) = facts.info("aof_enabled") else {
-        return Finding::not_looked_at(CHECK, facts.no_info());
+        return facts.without_info(CHECK);
     };
     for (name, what) in [
         ("aof_last_write_status", "the last write to the append-only file failed"),
@@ -111,8 +112,8 @@ pub fn persistence(facts: &Facts) -> Finding {
             "append-only file, appendfsync no: a crash of the machine loses up to half a minute, revocations too",
             "CONFIG SET appendfsync everysec",
         ),
-        (true, sync) => Finding::ok(CHECK, format!("append-only file, appendfsync {}", sync.unwrap_or("not known"))),
-        (false, None) => Finding::not_looked_at(CHECK, format!("no append-only file; {}", facts.no_settings())),
+        (true, Some(sync)) => Finding::ok(CHECK, format!("append-only file, appendfsync {sync}")),
+        (_, None) => facts.without_settings(CHECK),
         (false, _) if saves.is_empty() => Finding::problem(
             CHECK,
             "neither an append-only file nor saves: a restart loses every key",
@@ -129,8 +130,10 @@ pub fn persistence(facts: &Facts) -> Finding {
 /// Whether a crash report would hold the arguments of the command that ran, a secret among them. Older servers don't ask.
 pub fn crash_reports(facts: &Facts) -> Option<Finding> {
     const CHECK: &str = "crash reports";
-    Some(match facts.setting("hide-user-data-from-log")? {
-        "yes" => Finding::ok(CHECK, "without the arguments of commands"),
+    Some(match facts.setting("hide-user-data-from-log") {
+        None if facts.has_settings() => return None,
+        None => facts.without_settings(CHECK),
+        Some("yes") => Finding::ok(CHECK, "without the arguments of commands"),
         _ => Finding::warning(
             CHECK,
             "a crash report in the server's log would hold the running command's arguments, and so a secret",
@@ -143,11 +146,15 @@ pub fn crash_reports(facts: &Facts) -> Option<Finding> {
 pub fn snapshots(facts: &Facts) -> Finding {
     const CHECK: &str = "snapshots";
     let Some(folder) = facts.setting("keyguard.snapshot-dir") else {
-        return Finding::not_looked_at(CHECK, facts.no_settings());
+        return facts.without_settings(CHECK);
     };
-    let number = |name| facts.number(name).unwrap_or(0);
-    let (done, failed) = (number("keyguard_snapshots_done"), number("keyguard_snapshots_failed"));
-    let imports = number("keyguard_imports_failed");
+    let (Some(done), Some(failed), Some(imports)) = (
+        facts.number("keyguard_snapshots_done"),
+        facts.number("keyguard_snapshots_failed"),
+        facts.number("keyguard_imports_failed"),
+    ) else {
+        return facts.without_info(CHECK);
+    };
     if failed > 0 || imports > 0 {
         return Finding::warning(
             CHECK,
@@ -168,7 +175,7 @@ pub fn snapshots(facts: &Facts) -> Finding {
 pub fn waiting(facts: &Facts) -> Finding {
     const CHECK: &str = "waiting";
     let Some(waiters) = facts.number("keyguard_waiters") else {
-        return Finding::not_looked_at(CHECK, facts.no_info());
+        return facts.without_info(CHECK);
     };
     let number = |name| facts.number(name).unwrap_or(0);
     let (lines, longest_ms) = (number("keyguard_waiting_lines"), number("keyguard_longest_wait_ms"));
@@ -182,9 +189,16 @@ pub fn waiting(facts: &Facts) -> Finding {
 /// for the moment: so nothing here says that a record should be deleted.
 pub fn rekeying(facts: &Facts) -> Option<Finding> {
     const CHECK: &str = "rekeying";
-    let number = |name| facts.number(name).unwrap_or(0);
-    let [done, left, failed] = ["keyguard_rekey_done", "keyguard_rekey_left", "keyguard_rekey_failed"].map(number);
-    if number("keyguard_rekey_running") > 0 {
+    let number = |name| facts.number(name);
+    let (Some(running), Some(done), Some(left), Some(failed)) = (
+        number("keyguard_rekey_running"),
+        number("keyguard_rekey_done"),
+        number("keyguard_rekey_left"),
+        number("keyguard_rekey_failed"),
+    ) else {
+        return Some(facts.without_info(CHECK));
+    };
+    if running > 0 {
         return Some(Finding::ok(
             CHECK,
             format!(

@@ -2,7 +2,6 @@
 
 use super::Finding;
 use super::facts::{Facts, bytes, command};
-use crate::failure::Failure;
 use crate::reply::Json;
 use crate::server::Server;
 
@@ -36,9 +35,14 @@ pub async fn store(server: &Server, store: &str) -> Finding {
 /// Whether calls are counted, and what found no room.
 pub async fn usage(facts: &Facts, server: &Server, store: &str) -> Finding {
     const CHECK: &str = "usage";
-    let dropped = facts.number("keyguard_usage_rows_dropped").unwrap_or(0);
-    let off =
-        if facts.setting("keyguard.usage") == Some("no") { "calls are not counted (keyguard.usage no); " } else { "" };
+    let Some(dropped) = facts.number("keyguard_usage_rows_dropped") else {
+        return facts.without_info(CHECK);
+    };
+    let off = match facts.setting("keyguard.usage") {
+        None => return facts.without_settings(CHECK),
+        Some("no") => "calls are not counted (keyguard.usage no); ",
+        Some(_) => "",
+    };
     let stats = match server.ask(&command(&["KG.STATS", store])).await {
         Ok(stats) => stats,
         Err(failure) if failure.code() == Some("NOSTORE") => {
@@ -74,8 +78,7 @@ pub async fn sizes(server: &Server, store: &str) -> Finding {
         let key = format!("{{{store}}}:{name}");
         match server.ask(&command(&["MEMORY", "USAGE", &key])).await {
             Ok(size) => sizes.extend(size.as_u64().map(|size| format!("{key} {}", bytes(size)))),
-            Err(failure @ Failure::Unreachable(_)) => return Finding::unanswered(CHECK, &failure),
-            Err(failure) => return Finding::not_looked_at(CHECK, failure.to_string()),
+            Err(failure) => return Finding::unanswered(CHECK, &failure),
         }
     }
     if sizes.is_empty() {
