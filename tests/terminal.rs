@@ -31,6 +31,7 @@ server_tests![
     the_doctor_tells_of_data_that_no_disk_has,
     the_doctor_tells_of_a_cluster_that_is_not_whole,
     the_doctor_looks_at_what_a_user_may_see,
+    the_doctor_names_each_command_that_a_user_lacks_and_the_rule_that_gives_it,
     the_doctor_tells_of_a_replica_that_lags_and_whose_clock_is_off,
     the_menu_does_what_each_of_its_entries_says,
     the_menu_takes_its_answers_from_a_pipe,
@@ -312,10 +313,22 @@ fn the_doctor_looks_at_what_a_user_may_see(sut: &Sut) {
     assert_eq!(code, 0, "{findings:#?}");
     assert_found(&findings, "eviction", "ok", "noeviction", "");
     assert_found(&findings, "keyring", "warning", "unknown", "");
-    assert_found(&findings, "permissions", "warning", "user gate may not call KG.ACQUIRE, KG.LOG", "ACL SETUSER");
+    assert_found(
+        &findings,
+        "permissions",
+        "warning",
+        "user gate may not call KG.ACQUIRE, KG.ADDKEY",
+        "ACL SETUSER gate ",
+    );
     // One of another store.
     c.ok("ACL SETUSER other on >pw +@all ~spare ~{spare}:*");
-    assert_found(&as_user("other").1, "permissions", "warning", "may not call KG.AUTH", "");
+    assert_found(
+        &as_user("other").1,
+        "permissions",
+        "warning",
+        "may not touch acme with KG.ACQUIRE",
+        "ACL SETUSER other ~acme",
+    );
     // What INFO or CONFIG alone would tell is not taken for nothing.
     c.ok("ACL SETUSER blind on >pw +@all ~* -info");
     let (_, findings) = as_user("blind");
@@ -354,6 +367,47 @@ fn the_doctor_looks_at_what_a_user_may_see(sut: &Sut) {
     let url = format!("redis://gate:wrong@127.0.0.1:{}", server.port());
     let output = tool(&server).args(["doctor", "--url", &url]).output().unwrap();
     assert_eq!(output.status.code(), Some(5), "{output:?}");
+}
+
+fn the_doctor_names_each_command_that_a_user_lacks_and_the_rule_that_gives_it(sut: &Sut) {
+    let server = well(sut);
+    let mut c = server.client();
+    let url = format!("redis://app:pw@127.0.0.1:{}", server.port());
+    let permissions = || of(&doctor(&server, &["--url", &url]).1, "permissions").remove(0);
+    // Of the servers among themselves alone, and of nobody's concern.
+    const INTERNAL: &str = "kg.apply";
+    let listed = c.ok("COMMAND LIST FILTERBY MODULE keyguard");
+    let mut names: Vec<String> = listed.list().iter().map(|name| name.text().to_lowercase()).collect();
+    names.retain(|name| name != INTERNAL);
+    names.sort();
+    c.ok("ACL SETUSER app on >pw -@all +acl|whoami +acl|dryrun ~acme");
+    let (state, detail, advice) = permissions();
+    assert_eq!(state, "warning");
+    let named = detail.trim_start_matches("user app may not call ").split(", ");
+    let mut named: Vec<String> = named.map(str::to_lowercase).collect();
+    named.sort();
+    assert_eq!(named, names);
+    // The rules, as they stand there, give it all.
+    let (_, rules) = advice.split_once("ACL SETUSER app ").unwrap_or_else(|| panic!("{advice}"));
+    c.ok(format!("ACL SETUSER app {rules}"));
+    assert_eq!(permissions().0, "ok", "{:?}", permissions());
+    for name in ["kg.claim", "kg.usage"] {
+        c.ok(format!("ACL SETUSER app -{name}"));
+        let (state, detail, advice) = permissions();
+        let expected = format!("user app may not call {}", name.to_uppercase());
+        assert_eq!((state.as_str(), detail), ("warning", expected));
+        assert!(advice.ends_with(&format!("ACL SETUSER app +{name}")), "{advice}");
+        c.ok(format!("ACL SETUSER app +{name}"));
+    }
+    // Without the store, which is another rule.
+    c.ok("ACL SETUSER app resetkeys");
+    let (state, detail, advice) = permissions();
+    assert!(state == "warning" && !detail.contains("may not call") && detail.contains("KG.USAGE"), "{detail}");
+    assert!(advice.ends_with("ACL SETUSER app ~acme"), "{advice}");
+    // Nobody is said to be permitted what nobody could look at.
+    c.ok("ACL SETUSER app -acl|dryrun ~acme");
+    let (state, detail, _) = permissions();
+    assert!(state != "ok" && detail.contains("unknown"), "{detail}");
 }
 
 fn the_doctor_tells_of_a_replica_that_lags_and_whose_clock_is_off(sut: &Sut) {
