@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
     process::{Command, Output, Stdio},
@@ -27,6 +27,8 @@ server_tests![
     the_doctor_tells_of_records_under_an_older_key,
     the_doctor_has_a_rekeying_that_failed_run_again_and_nothing_deleted,
     the_doctor_tells_of_a_keyring_file_that_others_may_read,
+    the_doctor_finds_a_keyring_file_from_the_server_s_directory_on,
+    the_doctor_looks_at_no_file_of_a_server_in_a_container,
     the_doctor_tells_of_a_policy_that_evicts,
     the_doctor_tells_of_data_that_no_disk_has,
     the_doctor_tells_of_a_cluster_that_is_not_whole,
@@ -225,17 +227,83 @@ fn the_doctor_has_a_rekeying_that_failed_run_again_and_nothing_deleted(sut: &Sut
 
 fn the_doctor_tells_of_a_keyring_file_that_others_may_read(sut: &Sut) {
     let server = well(sut);
-    for (mode, state) in [(0o640, "problem"), (0o604, "problem"), (0o400, "ok"), (0o600, "ok")] {
+    let mut c = server.client();
+    for mode in [0o640, 0o604, 0o700, 0o500, 0o200, 0o440, 0o000, 0o400, 0o600] {
         fs::set_permissions(server.keyring_file(), fs::Permissions::from_mode(mode)).unwrap();
+        // What the module itself says of it.
+        let is_taken = c.call("KG.KEYRING RELOAD") == Value::Okay;
         let (code, findings) = doctor(&server, &[]);
-        assert_eq!(code, i32::from(state == "problem"), "{mode:o}");
-        let advice = if state == "ok" { "" } else { "chmod 600" };
+        assert_eq!(code, i32::from(!is_taken), "{mode:o}");
+        let (state, advice) = if is_taken { ("ok", "") } else { ("problem", "chmod 600") };
         assert_found(&findings, "keyring file", state, &format!("{mode:04o}"), advice);
+        assert_eq!(is_taken, [0o400, 0o600].contains(&mode), "{mode:o}");
     }
     fs::remove_file(server.keyring_file()).unwrap();
     let (code, findings) = doctor(&server, &[]);
     assert_eq!(code, 0);
     assert_found(&findings, "keyring file", "not_looked_at", "No such file", "");
+}
+
+fn the_doctor_finds_a_keyring_file_from_the_server_s_directory_on(sut: &Sut) {
+    let server = sut.setup().module_arguments(&["keyring-file", "keyring", "usage", "no"]).start();
+    fs::set_permissions(server.keyring_file(), fs::Permissions::from_mode(0o640)).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let output = tool(&server).args(["doctor", "--json"]).current_dir(elsewhere.path()).output().unwrap();
+    let findings: Vec<Json> = serde_json::from_slice(&output.stdout).unwrap();
+    let path = server.keyring_file().display().to_string();
+    assert_found(
+        &findings,
+        "keyring file",
+        "problem",
+        &format!("{path} has the mode 0640"),
+        &format!("chmod 600 {path}"),
+    );
+    // Not to be seen from here, as for a user who may not know the directory.
+    server.client().ok("ACL SETUSER some on >pw +@all ~* -config");
+    let url = format!("redis://some:pw@127.0.0.1:{}", server.port());
+    assert_found(&doctor(&server, &["--url", &url]).1, "keyring file", "warning", "unknown", "+config|get");
+}
+
+fn the_doctor_looks_at_no_file_of_a_server_in_a_container(sut: &Sut) {
+    let server = well(sut);
+    // One that others may read: of the server's own file that would be a problem.
+    fs::set_permissions(server.keyring_file(), fs::Permissions::from_mode(0o640)).unwrap();
+    let url = format!("redis://127.0.0.1:{}", as_if_in_a_container(&server));
+    let (code, findings) = doctor(&server, &["--url", &url]);
+    assert_eq!(code, 0, "{findings:#?}");
+    assert_found(&findings, "keyring file", "not_looked_at", "was not looked at", "");
+    assert!(!format!("{findings:?}").contains("chown"), "{findings:#?}");
+}
+
+/// A way to the server on which its process is the first of its machine, as it is in a container.
+fn as_if_in_a_container(server: &Server) -> u16 {
+    let (port, to) = (free_port(), server.port());
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let id = server.client().info("server", "process_id").unwrap();
+    let (real, first) = (format!("process_id:{id}"), format!("process_id:{:<1$}", "1", id.len()));
+    let pass = move |mut from: TcpStream, mut to: TcpStream| {
+        let mut buffer = [0; 1 << 16];
+        while let Ok(length @ 1..) = from.read(&mut buffer) {
+            let text = &mut buffer[..length];
+            if let Some(at) = text.windows(real.len()).position(|window| window == real.as_bytes()) {
+                text[at..at + real.len()].copy_from_slice(first.as_bytes());
+            }
+            if to.write_all(text).is_err() {
+                return;
+            }
+        }
+    };
+    // It ends with the process.
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let server = TcpStream::connect((Ipv4Addr::LOCALHOST, to)).unwrap();
+            for (from, to) in [(&client, &server), (&server, &client)] {
+                let (from, to, pass) = (from.try_clone().unwrap(), to.try_clone().unwrap(), pass.clone());
+                thread::spawn(move || pass(from, to));
+            }
+        }
+    });
+    port
 }
 
 fn the_doctor_tells_of_a_policy_that_evicts(sut: &Sut) {
