@@ -31,6 +31,9 @@ server_tests![
     the_doctor_looks_at_no_file_of_a_server_in_a_container,
     the_doctor_tells_of_a_policy_that_evicts,
     the_doctor_tells_of_data_that_no_disk_has,
+    the_doctor_tells_of_a_disk_that_takes_nothing,
+    the_doctor_tells_of_a_replica_without_a_disk,
+    the_doctor_tells_of_failed_imports_until_one_succeeds,
     the_doctor_tells_of_a_cluster_that_is_not_whole,
     the_doctor_looks_at_what_a_user_may_see,
     the_doctor_names_each_command_that_a_user_lacks_and_the_rule_that_gives_it,
@@ -325,7 +328,7 @@ fn the_doctor_tells_of_data_that_no_disk_has(sut: &Sut) {
     for (save, append_only, state, detail) in [
         ("", "no", "problem", "neither"),
         ("3600 1", "no", "warning", "saves alone (save 3600 1)"),
-        ("3600 1", "yes", "ok", "appendfsync everysec"),
+        ("3600 1", "yes", "ok", "appendfsync everysec: a crash of the machine loses a second or two"),
     ] {
         c.ok(args!["CONFIG", "SET", "save", save]);
         c.ok(args!["CONFIG", "SET", "appendonly", append_only]);
@@ -336,6 +339,84 @@ fn the_doctor_tells_of_data_that_no_disk_has(sut: &Sut) {
     c.wait_for_background_work();
     c.ok("CONFIG SET appendfsync no");
     assert_found(&doctor(&server, &[]).1, "persistence", "warning", "appendfsync no", "everysec");
+    c.ok("CONFIG SET appendfsync always");
+    assert_eq!(of(&doctor(&server, &[]).1, "persistence")[0].1, "append-only file, appendfsync always");
+    c.ok("CONFIG SET no-appendfsync-on-rewrite yes");
+    assert_found(
+        &doctor(&server, &[]).1,
+        "persistence",
+        "warning",
+        "not while it is rewritten",
+        "no-appendfsync-on-rewrite no",
+    );
+}
+
+fn the_doctor_tells_of_a_disk_that_takes_nothing(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    // Where the file is to be, something else is.
+    fs::create_dir(server.directory().join("dump.rdb")).unwrap();
+    for (save, advice) in [("3600 1", "MISCONF"), ("", "BGSAVE tries again")] {
+        c.ok(args!["CONFIG", "SET", "save", save]);
+        c.ok("BGSAVE");
+        c.wait_for_background_work();
+        let (code, findings) = doctor(&server, &[]);
+        assert_eq!(code, 1);
+        assert_found(&findings, "persistence", "problem", "the last save failed", advice);
+        let refused = c.call("KG.ADDKEY acme vendor some-secret").is_error();
+        let advised = of(&findings, "persistence").remove(0).2;
+        assert_eq!(refused, advised.contains("MISCONF"), "{advised}");
+    }
+    let server = sut.setup().files_at_most(1 << 20).with("appendonly", "yes").start();
+    let mut c = server.client();
+    c.call(args!["SET", "large", "x".repeat(2 << 20)]);
+    eventually("the append-only file being full", || {
+        let found = of(&doctor(&server, &[]).1, "persistence").remove(0);
+        let is_told = found.0 == "problem" && found.1.contains("the last write") && found.2.contains("MISCONF");
+        expect(is_told, || format!("{found:?}"))
+    });
+}
+
+fn the_doctor_tells_of_a_replica_without_a_disk(sut: &Sut) {
+    let primary = well(sut);
+    let replica = sut.setup().replica_of(&primary).start();
+    primary.wait_for(&replica);
+    let (code, findings) = doctor(&replica, &[]);
+    assert_eq!(code, 0, "{findings:#?}");
+    assert_found(&findings, "persistence", "warning", "until its primary has sent it everything", "appendonly yes");
+}
+
+fn the_doctor_tells_of_failed_imports_until_one_succeeds(sut: &Sut) {
+    let server = well(sut);
+    let mut c = server.client();
+    populate(&mut c);
+    let imported = |file: &str, state: &str| {
+        let mut c = server.client();
+        c.ok(format!("KG.IMPORT acme FROM {file} FORMAT snapshot"));
+        eventually("the end of an import", || {
+            let now = c.ok("KG.IMPORT acme STATUS").field("state").text();
+            expect(now == state, || now)
+        });
+    };
+    imported("none.sqlite", "failed");
+    let (code, findings) = doctor(&server, &[]);
+    assert_eq!(code, 0, "{findings:#?}");
+    assert_found(&findings, "snapshots", "warning", "the last import of acme failed", "repeat it");
+    c.ok("KG.SNAPSHOT acme TO it.sqlite");
+    eventually("the end of a snapshot", || {
+        let now = c.ok("KG.SNAPSHOT acme STATUS").field("state").text();
+        expect(now == "done", || now)
+    });
+    imported("it.sqlite", "done");
+    assert_found(&doctor(&server, &[]).1, "snapshots", "ok", "1 imports failed before, or of other stores", "");
+    // Of another store, nothing is known of what failed.
+    assert_found(
+        &doctor(&server, &["--store", "spare"]).1,
+        "snapshots",
+        "warning",
+        "of other stores than spare",
+        "KG.IMPORT",
+    );
 }
 
 fn the_doctor_tells_of_a_cluster_that_is_not_whole(sut: &Sut) {

@@ -48,7 +48,7 @@ pub async fn run(at: &At, options: &Options) -> Result<(), Failure> {
     findings.push(permissions::of_user(&node, &at.store).await);
     findings.extend(cluster::cluster(&facts, &node).await);
     findings.extend(cluster::replication(&facts, &node).await);
-    findings.push(operation::snapshots(&facts));
+    findings.push(operation::snapshots(&facts, &server, &at.store).await);
     findings.push(operation::waiting(&facts));
     findings.extend(operation::rekeying(&facts));
     findings.push(store::store(&server, &at.store).await);
