@@ -13,8 +13,8 @@ use redis::{Parser, Value};
 use serde_json::Value as Json;
 
 use crate::harness::{
-    KEYRING, OTHER_KEYRING, Reply, Server, Sut, Terminal, args, contains, eventually, expect, free_port, now_ms,
-    populate, server_tests, tool,
+    Cluster, KEYRING, OTHER_KEYRING, Reply, Server, Sut, Terminal, args, contains, eventually, expect, free_port,
+    now_ms, populate, server_tests, tool,
 };
 
 server_tests![
@@ -35,6 +35,7 @@ server_tests![
     the_doctor_tells_of_a_replica_without_a_disk,
     the_doctor_tells_of_failed_imports_until_one_succeeds,
     the_doctor_tells_of_a_cluster_that_is_not_whole,
+    the_doctor_looks_at_every_primary_of_a_cluster,
     the_doctor_looks_at_what_a_user_may_see,
     the_doctor_names_each_command_that_a_user_lacks_and_the_rule_that_gives_it,
     the_doctor_tells_of_a_replica_that_lags_and_whose_clock_is_off,
@@ -436,6 +437,39 @@ fn the_doctor_tells_of_a_cluster_that_is_not_whole(sut: &Sut) {
     let (code, findings) = doctor(&server, &[]);
     assert_eq!(code, 0, "{findings:#?}");
     assert_found(&findings, "store", "ok", "1 vault keys", "");
+}
+
+fn the_doctor_looks_at_every_primary_of_a_cluster(sut: &Sut) {
+    let node = || sut.setup().cluster(15_000).with("appendonly", "yes");
+    let mut cluster = Cluster::start(vec![node(), node(), node()], Vec::new());
+    let (code, findings) = doctor(&cluster.primaries[0], &[]);
+    assert_eq!(code, 0, "{findings:#?}");
+    assert_found(&findings, "cluster", "ok", "3 of its nodes were looked at", "");
+    let mut names: Vec<String> = cluster.primaries.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
+    let of_nodes = |findings: &[Json], check: &str| -> Vec<(String, String)> {
+        let of_check = findings.iter().filter(|finding| finding["check"] == check);
+        of_check.map(|of| (of["node"].as_str().unwrap().to_owned(), of["state"].as_str().unwrap().to_owned())).collect()
+    };
+    names.sort();
+    for check in ["server", "keyring", "eviction", "persistence"] {
+        let mut looked_at = of_nodes(&findings, check);
+        looked_at.sort();
+        assert_eq!(looked_at, names.iter().map(|name| (name.clone(), "ok".to_owned())).collect::<Vec<_>>(), "{check}");
+    }
+    // What is wrong with another one is said to be of that one.
+    let other = format!("127.0.0.1:{}", cluster.primaries[1].port());
+    cluster.primaries[1].client().ok("CONFIG SET maxmemory-policy allkeys-lru");
+    let (_, findings) = doctor(&cluster.primaries[0], &[]);
+    assert!(of_nodes(&findings, "eviction").contains(&(other.clone(), "warning".to_owned())), "{findings:#?}");
+    let shown = tool(&cluster.primaries[0]).arg("doctor").output().unwrap().stdout;
+    assert!(String::from_utf8(shown).unwrap().contains(&format!("{other}: allkeys-lru")));
+    cluster.primaries[1].kill();
+    let (code, findings) = doctor(&cluster.primaries[0], &[]);
+    assert_eq!(code, 1);
+    assert_eq!(
+        of_nodes(&findings, "server").iter().filter(|found| **found == (other.clone(), "problem".to_owned())).count(),
+        1
+    );
 }
 
 fn the_doctor_looks_at_what_a_user_may_see(sut: &Sut) {

@@ -32,17 +32,22 @@ pub async fn store(server: &Server, store: &str) -> Finding {
     Finding::ok(CHECK, detail)
 }
 
-/// Whether calls are counted, and what found no room.
-pub async fn usage(facts: &Facts, server: &Server, store: &str) -> Finding {
+/// Whether calls are counted, and what found no room, on all nodes that were looked at.
+pub async fn usage(nodes: &[Facts], server: &Server, store: &str) -> Finding {
     const CHECK: &str = "usage";
-    let Some(dropped) = facts.number("keyguard_usage_rows_dropped") else {
-        return facts.without_info(CHECK);
-    };
-    let off = match facts.setting("keyguard.usage") {
-        None => return facts.without_settings(CHECK),
-        Some("no") => "calls are not counted (keyguard.usage no); ",
-        Some(_) => "",
-    };
+    let (mut dropped, mut off) = (0, "");
+    for facts in nodes {
+        let Some(here) = facts.number("keyguard_usage_rows_dropped") else {
+            return facts.without_info(CHECK);
+        };
+        dropped += here;
+        match facts.setting("keyguard.usage") {
+            None => return facts.without_settings(CHECK),
+            Some("no") if nodes.len() == 1 => off = "calls are not counted (keyguard.usage no); ",
+            Some("no") => off = "some nodes do not count calls (keyguard.usage no); ",
+            Some(_) => {}
+        }
+    }
     let stats = match server.ask(&command(&["KG.STATS", store])).await {
         Ok(stats) => stats,
         Err(failure) if failure.code() == Some("NOSTORE") => {
