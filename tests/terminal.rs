@@ -49,6 +49,7 @@ server_tests![
     top_gives_the_terminal_back_by_whatever_key_it_ends,
     top_prints_one_frame_for_scripts,
     top_shows_what_a_user_may_see,
+    what_only_people_read_has_no_json,
 ];
 
 /// A server that a doctor has nothing to say against.
@@ -1034,4 +1035,15 @@ fn top_shows_what_a_user_may_see(sut: &Sut) {
     let some = shown("+info +kg.listips");
     assert!(some.contains("memory ") && some.contains("192.0.2.0/24"), "{some}");
     assert!(some.contains("KG.STATS is not permitted"), "{some}");
+}
+
+fn what_only_people_read_has_no_json(sut: &Sut) {
+    let server = sut.server();
+    for (arguments, instead) in
+        [(&["top", "--once", "--json"][..], "keyguard usage stats --json"), (&["menu", "--json"][..], "keyguard vault")]
+    {
+        let output = tool(&server).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(output.stdout.is_empty() && contains(&output.stderr, instead.as_bytes()), "{output:?}");
+    }
 }

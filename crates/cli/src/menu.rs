@@ -40,6 +40,7 @@ const DELETED: usize = 100;
 /// # Errors
 /// That there is no server at the beginning, or none with the module, or no terminal.
 pub async fn run(at: &At) -> Result<(), Failure> {
+    at.refuse_json("menu", "keyguard vault --help lists the commands that do the same for programs")?;
     let mut menu = Menu { console: Console::at(at)?, last: Answers::default(), created: Vec::new() };
     // What does not work at all is told of before any question.
     menu.vault_keys(&[], Some(1)).await?;
