@@ -44,6 +44,9 @@ server_tests![
     the_menu_goes_on_after_an_error,
     the_menu_finds_expired_keys_among_more_than_a_reply_holds,
     the_menu_touches_vault_keys_only,
+    the_menu_asks_again_for_what_is_no_text,
+    the_menu_ends_where_nobody_reads,
+    a_signal_at_a_hidden_prompt_gives_the_terminal_back,
     top_shows_the_rate_of_calls_made_meanwhile,
     top_outlives_its_server_and_another_size,
     top_gives_the_terminal_back_by_whatever_key_it_ends,
@@ -780,11 +783,12 @@ fn the_menu_does_what_each_of_its_entries_says(sut: &Sut) {
 }
 
 /// The menu with these lines in a pipe: its exit code, what it shows and what it complains of.
-fn piped(server: &Server, lines: &[&str]) -> (i32, String, String) {
+fn piped<T: AsRef<[u8]>>(server: &Server, lines: &[T]) -> (i32, String, String) {
     let mut command = tool(server);
     let mut child =
         command.arg("menu").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(lines.join("\n").as_bytes()).unwrap();
+    let lines: Vec<&[u8]> = lines.iter().map(AsRef::as_ref).collect();
+    child.stdin.take().unwrap().write_all(&lines.join(&b'\n')).unwrap();
     let output = child.wait_with_output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
@@ -899,6 +903,69 @@ fn the_menu_touches_vault_keys_only(sut: &Sut) {
         assert!(!shown.contains("inactive.") && !shown.contains("active."), "{choice}: {shown}");
         assert_eq!(c.code(args!["KG.AUTH", "acme", raw]), "VALID", "{choice}");
     }
+}
+
+fn the_menu_asks_again_for_what_is_no_text(sut: &Sut) {
+    let server = sut.server();
+    let secret: &[u8] = b"\xff\xfe, bytes as they are";
+    let lines: [&[u8]; 11] = [b"\xff", b"a", b"vend\xffor", b"vendor", b"", b"", b"", b"", b"", secret, b"q"];
+    let (code, shown, said) = piped(&server, &lines);
+    assert_eq!((code, said.as_str()), (0, ""), "{shown}");
+    assert_eq!(shown.matches("no UTF-8").count(), 2, "{shown}");
+    assert!(shown.contains("Added as 1."), "{shown}");
+    assert_eq!(server.client().ok("KG.REVEAL acme 1").bytes(), secret);
+}
+
+fn the_menu_ends_where_nobody_reads(sut: &Sut) {
+    let server = sut.server();
+    server.client().ok("KG.ADDKEY acme vendor some-secret");
+    for choice in ["?", "l", "u", "s", "r"] {
+        let mut command = tool(&server);
+        let mut child =
+            command.arg("menu").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        // It may have ended by then.
+        let _ = child.stdin.take().unwrap().write_all(format!("{choice}\n{choice}\n").as_bytes());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]), "{choice}: {output:?}");
+    }
+}
+
+fn a_signal_at_a_hidden_prompt_gives_the_terminal_back(sut: &Sut) {
+    let server = sut.server();
+    server.client().ok("KG.ADDKEY acme vendor some-secret");
+    for (arguments, signal, code) in [
+        (&["menu"][..], "INT", 130),
+        (&["menu"], "TERM", 143),
+        (&["menu"], "HUP", 129),
+        (&["vault", "add", "vendor"], "INT", 130),
+    ] {
+        let mut terminal = Terminal::start(&server, arguments);
+        if arguments == ["menu"] {
+            terminal.answer(CHOICE, "m");
+            terminal.answer("mark active", "");
+        }
+        eventually("the terminal hiding what is typed", || {
+            expect(!terminal.shows_what_is_typed(), || terminal.screen())
+        });
+        if signal == "INT" {
+            terminal.keys("\u{3}");
+        } else {
+            let told = Command::new("kill").arg(format!("-{signal}")).arg(terminal.id().to_string()).status().unwrap();
+            assert!(told.success());
+        }
+        assert_eq!(terminal.end(), code, "{arguments:?} {signal}");
+        assert!(terminal.shows_what_is_typed(), "{arguments:?} {signal}");
+    }
+    // Where nothing is hidden any more, it is the end as well.
+    let mut terminal = Terminal::start(&server, &["menu"]);
+    terminal.answer(CHOICE, "m");
+    terminal.answer("mark active", "");
+    terminal.answer_hidden("Secret (not shown): ", "some-secret");
+    terminal.expect("1 is already active");
+    terminal.expect(CHOICE);
+    terminal.keys("\u{3}");
+    assert_eq!(terminal.end(), 130);
 }
 
 /// A store with a key that has been used; the key.

@@ -11,6 +11,7 @@ mod output;
 mod reply;
 mod serve;
 mod server;
+mod terminal;
 mod token;
 mod top;
 mod verbs;

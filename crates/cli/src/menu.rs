@@ -44,14 +44,11 @@ pub async fn run(at: &At) -> Result<(), Failure> {
     let mut menu = Menu { console: Console::at(at)?, last: Answers::default(), created: Vec::new() };
     // What does not work at all is told of before any question.
     menu.vault_keys(&[], Some(1)).await?;
-    println!("{CHOICES}");
+    menu.console.out.text(CHOICES)?;
     loop {
         match menu.once().await {
             Ok(()) => {}
-            Err(Stop::Leave) => {
-                println!();
-                return Ok(());
-            }
+            Err(Stop::Leave) => return menu.console.out.text(""),
             Err(Stop::Failed(Failure::Io(error))) => return Err(Failure::Io(error)),
             Err(Stop::Failed(failure)) => output::show_failure(&failure),
         }
@@ -92,19 +89,16 @@ impl Menu {
             "v" | "reveal" => self.reveal().await,
             "q" | "x" | "quit" | "exit" => Err(Stop::Leave),
             "" => Ok(()),
-            _ => {
-                println!("{CHOICES}");
-                Ok(())
-            }
+            _ => prompt::say(CHOICES),
         }
     }
 
     async fn add(&mut self) -> Result<(), Stop> {
-        println!("Enter takes what stands in brackets, - stands for nothing.");
+        prompt::say("Enter takes what stands in brackets, - stands for nothing.")?;
         let last = &self.last;
         let mut answers = Answers { name: prompt::with_default("Name", &last.name)?, ..Answers::default() };
         while answers.name.is_empty() {
-            println!("A key needs a name: that of the vendor, say.");
+            prompt::say("A key needs a name: that of the vendor, say.")?;
             answers.name = prompt::with_default("Name", &last.name)?;
         }
         answers.source = prompt::with_default("Source", &last.source)?;
@@ -117,14 +111,14 @@ impl Menu {
         let text = |name, value: &String| (!value.is_empty()).then(|| (name, value.clone()));
         let options = [text("SOURCE", &answers.source), text("LOGIN", &answers.login), text("BATCH", &answers.batch)];
         let options = options.into_iter().chain([expiry(&answers.expiry)]).flatten();
-        let request = self.console.request("KG.ADDKEY").word(&answers.name).word(secret.as_bytes());
+        let request = self.console.request("KG.ADDKEY").word(&answers.name).word(secret.as_slice());
         let request = options.fold(request, |request, (name, value)| request.word(name).word(value));
         let request = request.flag("INACTIVE", !active);
         // What was typed is kept as default also if the server refuses it: then one answer is wrong, not all.
         self.last = answers;
         let id = self.console.ask(request).await?.as_u64().ok_or(Failure::Strange("KG.ADDKEY answers an id"))?;
         self.created.push(id);
-        println!("Added as {id}.");
+        prompt::say(&format!("Added as {id}."))?;
         Ok(())
     }
 
@@ -132,17 +126,16 @@ impl Menu {
         let Some(record) = self.chosen("delete").await? else { return Ok(()) };
         table::keys(&[&record]);
         if !prompt::yes("Delete it", false)? {
-            println!("Nothing is deleted.");
+            prompt::say("Nothing is deleted.")?;
             return Ok(());
         }
         let deleted = self.console.ask(self.console.request("KG.DELKEY").word(id_of(&record)?)).await?;
-        println!("Deleted: {deleted}.");
+        prompt::say(&format!("Deleted: {deleted}."))?;
         Ok(())
     }
 
     async fn list(&self) -> Result<(), Stop> {
-        show(&self.vault_keys(&[], Some(SHOWN + 1)).await?);
-        Ok(())
+        show(&self.vault_keys(&[], Some(SHOWN + 1)).await?)
     }
 
     async fn next(&self) -> Result<(), Stop> {
@@ -150,7 +143,7 @@ impl Menu {
         let name = record.get("name").and_then(Json::as_str).ok_or(Failure::Strange("a vault key has a name"))?;
         self.set_active(&record, "no").await?;
         let next = self.console.ask(self.console.request("KG.NEXTKEY").word(name)).await?;
-        println!("The next one:");
+        prompt::say("The next one:")?;
         table::keys(&[&next]);
         if prompt::yes("Show its secret", false)? {
             self.show_secret(&next).await?;
@@ -170,15 +163,15 @@ impl Menu {
         let records = self.vault_keys(&expired, Some(SHOWN + 1)).await?;
         let question = match records.len() {
             0 => {
-                println!("No key has expired.");
+                prompt::say("No key has expired.")?;
                 return Ok(());
             }
             count @ ..=SHOWN => format!("Delete these {count}"),
             _ => format!("Delete all expired keys, more than {SHOWN}"),
         };
-        show(&records);
+        show(&records)?;
         if !prompt::yes(&question, false)? {
-            println!("Nothing is deleted.");
+            prompt::say("Nothing is deleted.")?;
             return Ok(());
         }
         // Those that have expired by now: a key whose life was prolonged meanwhile stays.
@@ -188,7 +181,7 @@ impl Menu {
             let answer = self.console.ask(self.console.request("KG.DELKEY").words(some)).await?;
             deleted += answer.as_u64().unwrap_or(0);
         }
-        println!("Deleted: {deleted}.");
+        prompt::say(&format!("Deleted: {deleted}."))?;
         Ok(())
     }
 
@@ -197,7 +190,9 @@ impl Menu {
         for id in &self.created {
             match self.console.ask(self.console.request("KG.GETKEY").word(id)).await {
                 Ok(record) => records.push(record),
-                Err(failure) if matches!(failure.code(), Some("NOSUCH" | "NOSTORE")) => println!("{id} is deleted."),
+                Err(failure) if matches!(failure.code(), Some("NOSUCH" | "NOSTORE")) => {
+                    prompt::say(&format!("{id} is deleted."))?
+                }
                 Err(failure) => return Err(failure.into()),
             }
         }
@@ -227,16 +222,16 @@ impl Menu {
             if secret.is_empty() {
                 return Ok(None);
             }
-            let ids = list(self.console.ask(self.console.request("KG.FINDKEY").word(secret.as_bytes())).await?);
+            let ids = list(self.console.ask(self.console.request("KG.FINDKEY").word(secret.as_slice())).await?);
             match ids.as_slice() {
                 [] => {
-                    println!("No key has this secret.");
+                    prompt::say("No key has this secret.")?;
                     return Ok(None);
                 }
                 [only] => id = only.to_string(),
                 several => {
                     let ids: Vec<String> = several.iter().map(Json::to_string).collect();
-                    println!("Several keys have this secret: {}. Name one by its id.", ids.join(", "));
+                    prompt::say(&format!("Several keys have this secret: {}. Name one by its id.", ids.join(", ")))?;
                     return Ok(None);
                 }
             }
@@ -257,7 +252,7 @@ impl Menu {
         let changed = self.console.ask(request).await?;
         let state = if active == "yes" { "active" } else { "inactive" };
         let already = if list(changed).is_empty() { "already " } else { "" };
-        println!("{id} is {already}{state}.");
+        prompt::say(&format!("{id} is {already}{state}."))?;
         Ok(())
     }
 
@@ -280,11 +275,12 @@ impl Menu {
     }
 }
 
-fn show(records: &[Json]) {
+fn show(records: &[Json]) -> Result<(), Stop> {
     table::keys(&records.iter().take(SHOWN).collect::<Vec<_>>());
     if records.len() > SHOWN {
-        println!("There are more: these are the first {SHOWN}.");
+        prompt::say(&format!("There are more: these are the first {SHOWN}."))?;
     }
+    Ok(())
 }
 
 fn id_of(record: &Json) -> Result<u64, Failure> {

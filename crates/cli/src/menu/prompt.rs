@@ -6,6 +6,9 @@ use tokio::task;
 use zeroize::Zeroizing;
 
 use crate::failure::Failure;
+use crate::terminal;
+
+const NO_TEXT: &str = "That is no UTF-8. Once more:";
 
 /// Why there is no answer.
 pub enum Stop {
@@ -27,9 +30,15 @@ impl From<io::Error> for Stop {
     }
 }
 
-/// A line, without blanks around it.
+/// A line, without blanks around it. What is no UTF-8 is asked for again.
 pub fn line(question: &str) -> Result<String, Stop> {
-    Ok(raw_line(question)?.trim().to_owned())
+    loop {
+        let line = raw_line(question)?;
+        match str::from_utf8(&line) {
+            Ok(text) => return Ok(text.trim().to_owned()),
+            Err(_) => say(NO_TEXT)?,
+        }
+    }
 }
 
 /// A line; nothing takes the default, and `-` is nothing.
@@ -54,15 +63,25 @@ pub fn yes(question: &str, default: bool) -> Result<bool, Stop> {
 }
 
 /// A secret: without echo from a terminal, else the next line, of which nothing but its end is taken away.
-pub fn secret(question: &str) -> Result<Zeroizing<String>, Stop> {
-    if io::stdin().is_terminal() {
-        return Ok(Zeroizing::new(task::block_in_place(|| rpassword::prompt_password(question))?));
+pub fn secret(question: &str) -> Result<Zeroizing<Vec<u8>>, Stop> {
+    while io::stdin().is_terminal() {
+        match terminal::hidden(question) {
+            Ok(secret) => return Ok(Zeroizing::new(secret.as_bytes().to_vec())),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => say(NO_TEXT)?,
+            Err(error) => return Err(error.into()),
+        }
     }
     let mut secret = raw_line(question)?;
-    let length = secret.trim_end_matches(['\r', '\n']).len();
-    secret.truncate(length);
-    println!();
+    while secret.last().is_some_and(|last| matches!(last, b'\r' | b'\n')) {
+        secret.pop();
+    }
+    say("")?;
     Ok(secret)
+}
+
+/// A line for people.
+pub fn say(text: &str) -> Result<(), Stop> {
+    show_bytes(text.as_bytes())
 }
 
 /// Shows a secret, byte by byte as it is.
@@ -73,12 +92,12 @@ pub fn show_bytes(secret: &[u8]) -> Result<(), Stop> {
     Ok(output.flush()?)
 }
 
-fn raw_line(question: &str) -> Result<Zeroizing<String>, Stop> {
+fn raw_line(question: &str) -> Result<Zeroizing<Vec<u8>>, Stop> {
     let mut output = io::stdout().lock();
     output.write_all(question.as_bytes())?;
     output.flush()?;
-    let mut line = Zeroizing::new(String::new());
+    let mut line = Zeroizing::new(Vec::new());
     // While somebody thinks, the connection is to be kept alive by others.
-    let read = task::block_in_place(|| io::stdin().lock().read_line(&mut line))?;
+    let read = task::block_in_place(|| io::stdin().lock().read_until(b'\n', &mut line))?;
     if read == 0 { Err(Stop::Leave) } else { Ok(line) }
 }
