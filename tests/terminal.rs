@@ -53,6 +53,7 @@ server_tests![
     top_prints_one_frame_for_scripts,
     top_shows_what_a_user_may_see,
     what_only_people_read_has_no_json,
+    records_cannot_disguise_what_people_read,
 ];
 
 /// A server that a doctor has nothing to say against.
@@ -1112,5 +1113,24 @@ fn what_only_people_read_has_no_json(sut: &Sut) {
         let output = tool(&server).args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         assert!(output.stdout.is_empty() && contains(&output.stderr, instead.as_bytes()), "{output:?}");
+    }
+}
+
+fn records_cannot_disguise_what_people_read(sut: &Sut) {
+    let server = sut.setup().counting_usage().start();
+    let mut c = server.client();
+    // With a character that turns what follows round.
+    let text = "gro.elpmaxe\u{202e}@x";
+    c.ok(args!["KG.ADDKEY", "acme", "vendor", "some-secret", "LOGIN", text]);
+    c.ok("KG.ADDORG acme shop");
+    let raw = c.ok(args!["KG.NEWKEY", "acme", "shop", text]).list()[1].text();
+    assert_eq!(c.code(args!["KG.AUTH", "acme", raw]), "VALID");
+    let (code, menu, said) = piped(&server, &["l", "u", "d", "1", "no", "q"]);
+    assert_eq!((code, said.as_str()), (0, ""), "{menu}");
+    let top = tool(&server).args(["top", "--once", "--interval", "0.1"]).output().unwrap().stdout;
+    let top = String::from_utf8(top).unwrap();
+    for (shown, times) in [(menu, 3), (top, 1)] {
+        assert_eq!(shown.matches("gro.elpmaxe\u{fffd}@x").count(), times, "{shown}");
+        assert!(!shown.contains('\u{202e}'), "{shown}");
     }
 }

@@ -3,8 +3,7 @@
 //! It asks line by line, so that it works in any terminal and with its answers in a pipe. What the server refuses is shown, and the
 //! menu goes on. A secret is typed without echo, and shown only when it is asked for.
 
-mod prompt;
-mod table;
+use std::slice;
 
 use jiff::civil::Date;
 use redis::Value;
@@ -13,9 +12,9 @@ use zeroize::Zeroizing;
 use crate::cli::At;
 use crate::failure::Failure;
 use crate::output;
+use crate::prompt::{self, Stop};
 use crate::reply::Json;
 use crate::verbs::{Console, Kind};
-use prompt::Stop;
 
 const CHOICES: &str = "\
 a  add a key
@@ -28,6 +27,12 @@ s  list the keys created in this session
 u  usability: how many keys of each set there are, and how many of them are usable
 v  reveal the secret of a key
 q  quit (so does Ctrl-D)";
+
+/// What is shown of keys.
+const KEYS: [&str; 9] = ["id", "name", "source", "login", "batch", "active", "usable", "expires_at", "hint"];
+
+/// What is shown of sets of keys, as KG.USABILITY counts them.
+const SETS: [&str; 9] = ["name", "source", "login", "batch", "total", "active", "expired", "usable", "expires_at"];
 
 /// How many keys a list shows: more are for `keyguard vault list`, which goes page by page.
 const SHOWN: usize = 1_000;
@@ -124,7 +129,7 @@ impl Menu {
 
     async fn delete(&self) -> Result<(), Stop> {
         let Some(record) = self.chosen("delete").await? else { return Ok(()) };
-        table::keys(&[&record]);
+        self.show(slice::from_ref(&record))?;
         if !prompt::yes("Delete it", false)? {
             prompt::say("Nothing is deleted.")?;
             return Ok(());
@@ -135,7 +140,7 @@ impl Menu {
     }
 
     async fn list(&self) -> Result<(), Stop> {
-        show(&self.vault_keys(&[], Some(SHOWN + 1)).await?)
+        self.show(&self.vault_keys(&[], Some(SHOWN + 1)).await?)
     }
 
     async fn next(&self) -> Result<(), Stop> {
@@ -144,7 +149,7 @@ impl Menu {
         self.set_active(&record, "no").await?;
         let next = self.console.ask(self.console.request("KG.NEXTKEY").word(name)).await?;
         prompt::say("The next one:")?;
-        table::keys(&[&next]);
+        self.show(slice::from_ref(&next))?;
         if prompt::yes("Show its secret", false)? {
             self.show_secret(&next).await?;
         }
@@ -169,7 +174,7 @@ impl Menu {
             count @ ..=SHOWN => format!("Delete these {count}"),
             _ => format!("Delete all expired keys, more than {SHOWN}"),
         };
-        show(&records)?;
+        self.show(&records)?;
         if !prompt::yes(&question, false)? {
             prompt::say("Nothing is deleted.")?;
             return Ok(());
@@ -196,13 +201,12 @@ impl Menu {
                 Err(failure) => return Err(failure.into()),
             }
         }
-        table::keys(&records.iter().collect::<Vec<_>>());
-        Ok(())
+        self.show(&records)
     }
 
     async fn usability(&self) -> Result<(), Stop> {
-        table::sets(&list(self.console.ask(self.console.request("KG.USABILITY")).await?));
-        Ok(())
+        let sets = list(self.console.ask(self.console.request("KG.USABILITY")).await?);
+        self.table(&SETS, &sets)
     }
 
     async fn reveal(&self) -> Result<(), Stop> {
@@ -265,6 +269,22 @@ impl Menu {
         prompt::show_bytes(&secret)
     }
 
+    /// Keys, without their secrets.
+    fn show(&self, records: &[Json]) -> Result<(), Stop> {
+        self.table(&KEYS, records.get(..SHOWN).unwrap_or(records))?;
+        if records.len() > SHOWN {
+            prompt::say(&format!("There are more: these are the first {SHOWN}."))?;
+        }
+        Ok(())
+    }
+
+    fn table(&self, columns: &[&str], rows: &[Json]) -> Result<(), Stop> {
+        if rows.is_empty() {
+            return prompt::say("None.");
+        }
+        Ok(self.console.out.table(columns, rows)?)
+    }
+
     /// The vault keys that the filters let through, or the first so many of them; a store that is not there yet has none.
     async fn vault_keys(&self, filters: &[&str], max: Option<usize>) -> Result<Vec<Json>, Failure> {
         let request = || self.console.request("KG.LISTKEYS").words(["TYPE", "vault"]).words(filters.iter().copied());
@@ -273,14 +293,6 @@ impl Menu {
             answer => answer,
         }
     }
-}
-
-fn show(records: &[Json]) -> Result<(), Stop> {
-    table::keys(&records.iter().take(SHOWN).collect::<Vec<_>>());
-    if records.len() > SHOWN {
-        prompt::say(&format!("There are more: these are the first {SHOWN}."))?;
-    }
-    Ok(())
 }
 
 fn id_of(record: &Json) -> Result<u64, Failure> {
