@@ -158,8 +158,8 @@ impl Finding {
         Self { node: None, check, state: State::NotLookedAt, detail: why.into(), advice: None }
     }
 
-    /// What could not be asked. That a user may not look is no problem of the server's, but nothing is well that is not known; that it
-    /// does not answer is one.
+    /// What could not be asked. That a user may not look is no problem of the server's, but nothing is well that is not
+    /// known; that it does not answer is one.
     fn unanswered(check: &'static str, failure: &Failure) -> Self {
         let advice = failure.advice().unwrap_or("look at the server's log");
         match failure {

@@ -285,7 +285,8 @@ impl Menu {
         Ok(self.console.out.table(columns, rows)?)
     }
 
-    /// The vault keys that the filters let through, or the first so many of them; a store that is not there yet has none.
+    /// The vault keys that the filters let through, or the first so many of them; a store that is not there yet has
+    /// none.
     async fn vault_keys(&self, filters: &[&str], max: Option<usize>) -> Result<Vec<Json>, Failure> {
         let request = || self.console.request("KG.LISTKEYS").words(["TYPE", "vault"]).words(filters.iter().copied());
         match self.console.pages_by_id(request, max).await {

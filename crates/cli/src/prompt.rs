@@ -1,4 +1,5 @@
-//! Questions, to a terminal or to whatever stands in for one. What is typed hidden leaves no terminal behind that hides what follows.
+//! Questions, to a terminal or to whatever stands in for one. What is typed hidden leaves no terminal behind that hides
+//! what follows.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::process;
@@ -116,7 +117,8 @@ pub fn hidden(question: &str) -> io::Result<Zeroizing<String>> {
     WATCHED.call_once(|| watched = restore_at_a_signal(&as_it_was));
     watched?;
     match task::block_in_place(|| rpassword::prompt_password(question)) {
-        // It has put the terminal right, and sent the signal of Ctrl-C to this process, in which another task is about to hear it.
+        // It has put the terminal right, and sent the signal of Ctrl-C to this process, in which another task is about
+        // to hear it.
         Err(error) if error.kind() == io::ErrorKind::Interrupted => end(SignalKind::interrupt()),
         typed => typed.map(Zeroizing::new),
     }

@@ -49,8 +49,8 @@ pub fn keyring(facts: &Facts, store: &str) -> Vec<Finding> {
             CHECK,
             format!("{left} records are still under older keys"),
             format!(
-                "KG.REKEY {store}, for each store, until its state is done and failed is 0; an API key moves when it is next used. Then KG.KEYRING \
-                 DROP, which refuses a key that records use"
+                "KG.REKEY {store}, for each store, until its state is done and failed is 0; an API key moves when it \
+                 is next used. Then KG.KEYRING DROP, which refuses a key that records use"
             ),
         ));
     }
@@ -110,8 +110,8 @@ pub fn file(facts: &Facts, node: &Server) -> Finding {
         return Finding::not_looked_at(
             CHECK,
             format!(
-                "{path} was not looked at: the server's process is not to be seen from here (it is on another machine, or in a container, \
-                 whose files are others). There, it is to have the mode 0400 or 0600 and to belong to the server's user"
+                "{path} was not looked at: the server's process is not to be seen from here (it is on another \
+                 machine, or in a container, whose files are others). There, it is to have the mode 0400 or 0600 and to belong to the server's user"
             ),
         );
     };
@@ -176,8 +176,8 @@ fn as_the_module_sees_it(path: &str, about: &Metadata, server_uid: u32) -> Findi
     Finding::ok(CHECK, format!("{path}, mode {mode:04o}"))
 }
 
-/// The server's process, if it is one of those that can be seen from here: in a container it has another number, or the number that
-/// another process has here.
+/// The server's process, if it is one of those that can be seen from here: in a container it has another number, or the
+/// number that another process has here.
 fn process_of(facts: &Facts) -> Option<Metadata> {
     let folder = PathBuf::from("/proc").join(facts.info("process_id")?);
     let arguments = fs::read(folder.join("cmdline")).ok()?;
@@ -186,8 +186,8 @@ fn process_of(facts: &Facts) -> Option<Metadata> {
     is_that_server(&arguments, program, facts.info("tcp_port")?).then(|| fs::metadata(folder).ok()).flatten()
 }
 
-/// Whether a process is the server of this program at this port, by what the server calls itself: `redis-server 127.0.0.1:6379`. One
-/// without a port listens on a socket alone.
+/// Whether a process is the server of this program at this port, by what the server calls itself, such as
+/// `redis-server 127.0.0.1:6379`. One without a port listens on a socket alone.
 fn is_that_server(arguments: &str, program: &str, port: &str) -> bool {
     let mut words = arguments.split([' ', '\0']);
     let is_program = words.next().is_some_and(|title| Path::new(title).file_name().is_some_and(|name| name == program));

@@ -105,7 +105,8 @@ pub fn persistence(facts: &Facts) -> Finding {
         return Finding::problem(
             CHECK,
             "the last write to the append-only file failed",
-            "look at the server's log, and at the disk: until one succeeds, nobody is let in and no key can be revoked (MISCONF)",
+            "look at the server's log, and at the disk: until one succeeds, nobody is let in and no key can be \
+             revoked (MISCONF)",
         );
     }
     if failed("rdb_last_bgsave_status") {
@@ -116,8 +117,8 @@ pub fn persistence(facts: &Facts) -> Finding {
             if goes_on {
                 "look at the server's log, and at the disk; BGSAVE tries again"
             } else {
-                "look at the server's log, and at the disk: until one succeeds, nobody is let in and no key can be revoked (MISCONF); \
-                 BGSAVE tries again"
+                "look at the server's log, and at the disk: until one succeeds, nobody is let in and no key can be \
+                 revoked (MISCONF); BGSAVE tries again"
             },
         );
     }
@@ -154,8 +155,8 @@ pub fn persistence(facts: &Facts) -> Finding {
         // What it has, its primary has too, as long as that is there.
         Some("") if is_replica => Finding::warning(
             CHECK,
-            "neither an append-only file nor saves: after a restart this replica is empty until its primary has sent it everything, \
-             and as a primary it would lose every key",
+            "neither an append-only file nor saves: after a restart this replica is empty until its primary has sent \
+             it everything, and as a primary it would lose every key",
             APPEND_ONLY,
         ),
         Some("") => Finding::problem(
@@ -166,7 +167,8 @@ pub fn persistence(facts: &Facts) -> Finding {
         Some(saves) => Finding::warning(
             CHECK,
             format!(
-                "saves alone (save {saves}): a crash loses what came after the last one, revocations too; just now {} changes",
+                "saves alone (save {saves}): a crash loses what came after the last one, revocations too; just now \
+                 {} changes",
                 facts.number("rdb_changes_since_last_save").unwrap_or(0)
             ),
             APPEND_ONLY,
@@ -191,8 +193,8 @@ pub fn crash_reports(facts: &Facts) -> Option<Finding> {
 
 /// Whether snapshots are made, and whether they and imports succeed.
 ///
-/// INFO counts failures of all stores since the server started; how the last one of this store ended, its STATUS says, and that is
-/// what counts.
+/// INFO counts failures of all stores since the server started; how the last one of this store ended, its STATUS says,
+/// and that is what counts.
 pub async fn snapshots(facts: &Facts, server: &Server, store: &str) -> Finding {
     const CHECK: &str = "snapshots";
     let Some(folder) = facts.setting("keyguard.snapshot-dir") else {
@@ -262,8 +264,8 @@ pub fn waiting(facts: &Facts) -> Finding {
     Finding::ok(CHECK, format!("{waiters} claims in {lines} lines, the longest for {longest_ms} ms"))
 }
 
-/// How the KG.REKEY at work stands, or the last one, whose store the server does not tell. What failed may be a key that the keyring lacks
-/// for the moment: so nothing here says that a record should be deleted.
+/// How the KG.REKEY at work stands, or the last one, whose store the server does not tell. What failed may be a key
+/// that the keyring lacks for the moment: so nothing here says that a record should be deleted.
 pub fn rekeying(facts: &Facts) -> Option<Finding> {
     const CHECK: &str = "rekeying";
     let number = |name| facts.number(name);
@@ -279,7 +281,8 @@ pub fn rekeying(facts: &Facts) -> Option<Finding> {
         return Some(Finding::ok(
             CHECK,
             format!(
-                "KG.REKEY is under way: {done} vault keys done, at most {left} left, {failed} of them could not be opened so far"
+                "KG.REKEY is under way: {done} vault keys done, at most {left} left, {failed} of them could not be \
+                 opened so far"
             ),
         ));
     }
@@ -290,8 +293,8 @@ pub fn rekeying(facts: &Facts) -> Option<Finding> {
     Some(Finding::warning(
         CHECK,
         format!("the last KG.REKEY could not open {failed} vault keys; run it again"),
-        "with all older keys in the keyring file: KG.KEYRING RELOAD, then KG.REKEY (it begins anew after a RELOAD, or after its STOP). What \
-         fails again was changed from outside: KG.REVEAL says so, and a snapshot may have it. Delete nothing before, neither keys \
-         of the keyring nor records",
+        "with all older keys in the keyring file: KG.KEYRING RELOAD, then KG.REKEY (it begins anew after a RELOAD, \
+         or after its STOP). What fails again was changed from outside: KG.REVEAL says so, and a snapshot may have \
+         it. Delete nothing before, neither keys of the keyring nor records",
     ))
 }

@@ -53,7 +53,8 @@ const ON_STORES: [&str; 41] = [
 /// Those on a bucket: which buckets this user should have, nobody can tell from here.
 const ON_BUCKETS: [&str; 4] = ["KG.CLAIM", "KG.INSPECT", "KG.REFUND", "KG.REMAINING"];
 
-/// As many arguments as any command needs at least: the server looks at their number first, and at nothing else in them.
+/// As many arguments as any command needs at least: the server looks at their number first, and at nothing else in
+/// them.
 const ARGUMENTS: [&str; 10] = ["x"; 10];
 
 /// What the server says to a call that is not made.
