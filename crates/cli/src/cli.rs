@@ -3,6 +3,7 @@
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 
+use crate::failure::Failure;
 use crate::verbs::{complete, ip, key, keyguard_python, keyring, limit, org, snapshot, store, usage, vault};
 use crate::{doctor, serve, token, top};
 
@@ -59,6 +60,16 @@ pub struct At {
     /// Answers as JSON, for programs.
     #[arg(long, global = true, help_heading = EVERYWHERE)]
     pub json: bool,
+}
+
+impl At {
+    /// For what only people read.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] if JSON was asked for; it says what has it.
+    pub fn refuse_json(&self, command: &str, instead: &str) -> Result<(), Failure> {
+        if self.json { Err(Failure::Usage(format!("{command} has no JSON: {instead}"))) } else { Ok(()) }
+    }
 }
 
 /// What can be done.

@@ -20,6 +20,7 @@ use crate::cli::At;
 use crate::failure::Failure;
 use crate::reply::Json;
 use crate::server::Server;
+use cluster::Cluster;
 use facts::Facts;
 
 /// What `keyguard doctor` takes.
@@ -38,21 +39,32 @@ pub async fn run(at: &At, options: &Options) -> Result<(), Failure> {
     let server = Server::at(&at.url)?;
     let node = server.node();
     let facts = Facts::of(&node).await?;
-    let mut findings = vec![operation::server(&facts, &node), operation::module(&facts)];
-    findings.extend(keyring::keyring(&facts, &at.store));
-    findings.push(keyring::file(&facts, &node));
-    findings.push(operation::eviction(&facts));
-    findings.push(operation::memory(&facts));
-    findings.push(operation::persistence(&facts));
-    findings.extend(operation::crash_reports(&facts));
-    findings.push(permissions::of_user(&node, &at.store).await);
-    findings.extend(cluster::cluster(&facts, &node).await);
-    findings.extend(cluster::replication(&facts, &node).await);
-    findings.push(operation::snapshots(&facts));
-    findings.push(operation::waiting(&facts));
-    findings.extend(operation::rekeying(&facts));
+    let cluster = cluster::cluster(&facts, &node).await;
+    let mut findings = of_node(&facts, &node, &server, &at.store).await;
+    let mut all = vec![facts];
+    if let Some(Cluster { finding, name, others }) = cluster {
+        findings.iter_mut().for_each(|finding| finding.node = Some(name.clone()));
+        for other in others {
+            let name = other.address().to_string();
+            let mut of_other = match Facts::of(&other).await {
+                Ok(facts) => {
+                    let findings = of_node(&facts, &other, &server, &at.store).await;
+                    all.push(facts);
+                    findings
+                }
+                Err(failure) => vec![Finding::problem(
+                    "server",
+                    failure.to_string(),
+                    failure.advice().unwrap_or("look at the server's log"),
+                )],
+            };
+            of_other.iter_mut().for_each(|finding| finding.node = Some(name.clone()));
+            findings.extend(of_other);
+        }
+        findings.push(finding);
+    }
     findings.push(store::store(&server, &at.store).await);
-    findings.push(store::usage(&facts, &server, &at.store).await);
+    findings.push(store::usage(&all, &server, &at.store).await);
     findings.push(store::sizes(&server, &at.store).await);
     if at.json {
         show_json(&findings)?;
@@ -62,9 +74,28 @@ pub async fn run(at: &At, options: &Options) -> Result<(), Failure> {
     verdict(&findings, options.strict)
 }
 
+/// All about one server, which may be one of a cluster.
+async fn of_node(facts: &Facts, node: &Server, server: &Server, store: &str) -> Vec<Finding> {
+    let mut findings = vec![operation::server(facts, node), operation::module(facts)];
+    findings.extend(keyring::keyring(facts, store));
+    findings.push(keyring::file(facts, node));
+    findings.push(operation::eviction(facts));
+    findings.push(operation::memory(facts));
+    findings.push(operation::persistence(facts));
+    findings.extend(operation::crash_reports(facts));
+    findings.push(permissions::of_user(node, store).await);
+    findings.extend(cluster::replication(facts, node).await);
+    findings.push(operation::snapshots(facts, server, store).await);
+    findings.push(operation::waiting(facts));
+    findings.extend(operation::rekeying(facts));
+    findings
+}
+
 /// What a check found.
 #[derive(Debug)]
 struct Finding {
+    /// In a cluster, which of its nodes it is about, if it is about one.
+    node: Option<String>,
     check: &'static str,
     state: State,
     detail: String,
@@ -77,7 +108,7 @@ enum State {
     Ok,
     Warning,
     Problem,
-    /// Nobody knows: this user may not look, or it lies on another machine.
+    /// Nobody can know from here: it lies on another machine, say.
     NotLookedAt,
 }
 
@@ -112,27 +143,28 @@ impl State {
 
 impl Finding {
     fn ok(check: &'static str, detail: impl Into<String>) -> Self {
-        Self { check, state: State::Ok, detail: detail.into(), advice: None }
+        Self { node: None, check, state: State::Ok, detail: detail.into(), advice: None }
     }
 
     fn warning(check: &'static str, detail: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { check, state: State::Warning, detail: detail.into(), advice: Some(advice.into()) }
+        Self { node: None, check, state: State::Warning, detail: detail.into(), advice: Some(advice.into()) }
     }
 
     fn problem(check: &'static str, detail: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { check, state: State::Problem, detail: detail.into(), advice: Some(advice.into()) }
+        Self { node: None, check, state: State::Problem, detail: detail.into(), advice: Some(advice.into()) }
     }
 
     fn not_looked_at(check: &'static str, why: impl Into<String>) -> Self {
-        Self { check, state: State::NotLookedAt, detail: why.into(), advice: None }
+        Self { node: None, check, state: State::NotLookedAt, detail: why.into(), advice: None }
     }
 
-    /// What could not be asked. That a user may not look is no problem of the server's; that it does not answer is one.
+    /// What could not be asked. That a user may not look is no problem of the server's, but nothing is well that is not
+    /// known; that it does not answer is one.
     fn unanswered(check: &'static str, failure: &Failure) -> Self {
+        let advice = failure.advice().unwrap_or("look at the server's log");
         match failure {
-            Failure::Unreachable(_) | Failure::Misconfigured(_) => {
-                Self::problem(check, failure.to_string(), failure.advice().unwrap_or("look at the server's log"))
-            }
+            Failure::Unreachable(_) | Failure::Misconfigured(_) => Self::problem(check, failure.to_string(), advice),
+            Failure::NotPermitted(_) => Self::warning(check, format!("unknown: {failure}"), advice),
             _ => Self::not_looked_at(check, failure.to_string()),
         }
     }
@@ -141,9 +173,10 @@ impl Finding {
 fn show(findings: &[Finding]) -> io::Result<()> {
     let mut output = anstream::stdout();
     let width = findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
-    for Finding { check, state, detail, advice } in findings {
+    for Finding { node, check, state, detail, advice } in findings {
         let (style, word) = (state.style(), state.word());
-        writeln!(output, "{style}{word:<8}{style:#}  {check:<width$}  {detail}")?;
+        let node = node.as_ref().map_or_else(String::new, |node| format!("{node}: "));
+        writeln!(output, "{style}{word:<8}{style:#}  {check:<width$}  {node}{detail}")?;
         if let Some(advice) = advice {
             writeln!(output, "{:10}{:width$}  -> {advice}", "", "")?;
         }
@@ -152,8 +185,8 @@ fn show(findings: &[Finding]) -> io::Result<()> {
 }
 
 fn show_json(findings: &[Finding]) -> Result<(), Failure> {
-    let rows = findings.iter().map(|Finding { check, state, detail, advice }| {
-        json!({ "check": check, "state": state.name(), "detail": detail, "advice": advice })
+    let rows = findings.iter().map(|Finding { node, check, state, detail, advice }| {
+        json!({ "node": node, "check": check, "state": state.name(), "detail": detail, "advice": advice })
     });
     let text = serde_json::to_string_pretty(&Json::Array(rows.collect()));
     Ok(writeln!(anstream::stdout(), "{}", text.map_err(|_| Failure::Strange("no JSON"))?)?)

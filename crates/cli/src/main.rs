@@ -8,6 +8,7 @@ mod doctor;
 mod failure;
 mod menu;
 mod output;
+mod prompt;
 mod reply;
 mod serve;
 mod server;

@@ -3,19 +3,18 @@
 //! It asks line by line, so that it works in any terminal and with its answers in a pipe. What the server refuses is shown, and the
 //! menu goes on. A secret is typed without echo, and shown only when it is asked for.
 
-mod prompt;
-mod table;
+use std::slice;
 
 use jiff::civil::Date;
-use redis::{Cmd, Value};
+use redis::Value;
 use zeroize::Zeroizing;
 
 use crate::cli::At;
 use crate::failure::Failure;
 use crate::output;
+use crate::prompt::{self, Stop};
 use crate::reply::Json;
-use crate::server::Server;
-use prompt::Stop;
+use crate::verbs::{Console, Kind};
 
 const CHOICES: &str = "\
 a  add a key
@@ -29,29 +28,32 @@ u  usability: how many keys of each set there are, and how many of them are usab
 v  reveal the secret of a key
 q  quit (so does Ctrl-D)";
 
+/// What is shown of keys.
+const KEYS: [&str; 9] = ["id", "name", "source", "login", "batch", "active", "usable", "expires_at", "hint"];
+
+/// What is shown of sets of keys, as KG.USABILITY counts them.
+const SETS: [&str; 9] = ["name", "source", "login", "batch", "total", "active", "expired", "usable", "expires_at"];
+
 /// How many keys a list shows: more are for `keyguard vault list`, which goes page by page.
 const SHOWN: usize = 1_000;
 
-/// As many as the server has on a page.
-const PAGE: usize = 200;
+/// As many as the server deletes at a time.
+const DELETED: usize = 100;
 
 /// Asks what to do, and does it, until there is nothing more.
 ///
 /// # Errors
 /// That there is no server at the beginning, or none with the module, or no terminal.
 pub async fn run(at: &At) -> Result<(), Failure> {
-    let mut menu =
-        Menu { server: Server::at(&at.url)?, store: at.store.clone(), last: Answers::default(), created: Vec::new() };
+    at.refuse_json("menu", "keyguard vault --help lists the commands that do the same for programs")?;
+    let mut menu = Menu { console: Console::at(at)?, last: Answers::default(), created: Vec::new() };
     // What does not work at all is told of before any question.
-    menu.count(&[]).await?;
-    println!("{CHOICES}");
+    menu.vault_keys(&[], Some(1)).await?;
+    menu.console.out.text(CHOICES)?;
     loop {
         match menu.once().await {
             Ok(()) => {}
-            Err(Stop::Leave) => {
-                println!();
-                return Ok(());
-            }
+            Err(Stop::Leave) => return menu.console.out.text(""),
             Err(Stop::Failed(Failure::Io(error))) => return Err(Failure::Io(error)),
             Err(Stop::Failed(failure)) => output::show_failure(&failure),
         }
@@ -59,8 +61,7 @@ pub async fn run(at: &At) -> Result<(), Failure> {
 }
 
 struct Menu {
-    server: Server,
-    store: String,
+    console: Console,
     /// The defaults of the next key.
     last: Answers,
     /// The ids of the keys created since the beginning.
@@ -80,7 +81,7 @@ struct Answers {
 impl Menu {
     /// One choice, and what follows from it.
     async fn once(&mut self) -> Result<(), Stop> {
-        let choice = prompt::line(&format!("\n{} [a d l n m r s u v q, ? for help]: ", self.store))?;
+        let choice = prompt::line(&format!("\n{} [a d l n m r s u v q, ? for help]: ", self.console.store))?;
         match choice.to_lowercase().as_str() {
             "a" | "add" => self.add().await,
             "d" | "delete" => self.delete().await,
@@ -93,19 +94,16 @@ impl Menu {
             "v" | "reveal" => self.reveal().await,
             "q" | "x" | "quit" | "exit" => Err(Stop::Leave),
             "" => Ok(()),
-            _ => {
-                println!("{CHOICES}");
-                Ok(())
-            }
+            _ => prompt::say(CHOICES),
         }
     }
 
     async fn add(&mut self) -> Result<(), Stop> {
-        println!("Enter takes what stands in brackets, - stands for nothing.");
+        prompt::say("Enter takes what stands in brackets, - stands for nothing.")?;
         let last = &self.last;
         let mut answers = Answers { name: prompt::with_default("Name", &last.name)?, ..Answers::default() };
         while answers.name.is_empty() {
-            println!("A key needs a name: that of the vendor, say.");
+            prompt::say("A key needs a name: that of the vendor, say.")?;
             answers.name = prompt::with_default("Name", &last.name)?;
         }
         answers.source = prompt::with_default("Source", &last.source)?;
@@ -115,53 +113,43 @@ impl Menu {
             prompt::with_default("Expiry (30 or 30d, 12h, 2027-01-31, 2027-01-31T12:00:00Z)", &last.expiry)?;
         let active = prompt::yes("Active", true)?;
         let secret = prompt::secret("Secret (not shown): ")?;
-        let mut command = self.command("KG.ADDKEY");
-        command.arg(&answers.name).arg(secret.as_bytes());
-        for (name, value) in [("SOURCE", &answers.source), ("LOGIN", &answers.login), ("BATCH", &answers.batch)] {
-            if !value.is_empty() {
-                command.arg(name).arg(value);
-            }
-        }
-        if let Some((name, value)) = expiry(&answers.expiry) {
-            command.arg(name).arg(value);
-        }
-        if !active {
-            command.arg("INACTIVE");
-        }
+        let text = |name, value: &String| (!value.is_empty()).then(|| (name, value.clone()));
+        let options = [text("SOURCE", &answers.source), text("LOGIN", &answers.login), text("BATCH", &answers.batch)];
+        let options = options.into_iter().chain([expiry(&answers.expiry)]).flatten();
+        let request = self.console.request("KG.ADDKEY").word(&answers.name).word(secret.as_slice());
+        let request = options.fold(request, |request, (name, value)| request.word(name).word(value));
+        let request = request.flag("INACTIVE", !active);
         // What was typed is kept as default also if the server refuses it: then one answer is wrong, not all.
         self.last = answers;
-        let id = self.server.ask(&command).await?.as_u64().ok_or(Failure::Strange("KG.ADDKEY answers an id"))?;
+        let id = self.console.ask(request).await?.as_u64().ok_or(Failure::Strange("KG.ADDKEY answers an id"))?;
         self.created.push(id);
-        println!("Added as {id}.");
+        prompt::say(&format!("Added as {id}."))?;
         Ok(())
     }
 
     async fn delete(&self) -> Result<(), Stop> {
         let Some(record) = self.chosen("delete").await? else { return Ok(()) };
-        table::keys(&[&record]);
+        self.show(slice::from_ref(&record))?;
         if !prompt::yes("Delete it", false)? {
-            println!("Nothing is deleted.");
+            prompt::say("Nothing is deleted.")?;
             return Ok(());
         }
-        let deleted = self.server.ask(self.command("KG.DELKEY").arg(id_of(&record)?)).await?;
-        println!("Deleted: {deleted}.");
+        let deleted = self.console.ask(self.console.request("KG.DELKEY").word(id_of(&record)?)).await?;
+        prompt::say(&format!("Deleted: {deleted}."))?;
         Ok(())
     }
 
     async fn list(&self) -> Result<(), Stop> {
-        self.show_all(&[]).await?;
-        Ok(())
+        self.show(&self.vault_keys(&[], Some(SHOWN + 1)).await?)
     }
 
     async fn next(&self) -> Result<(), Stop> {
         let Some(record) = self.chosen("mark inactive").await? else { return Ok(()) };
+        let name = record.get("name").and_then(Json::as_str).ok_or(Failure::Strange("a vault key has a name"))?;
         self.set_active(&record, "no").await?;
-        let Some(name) = record.get("name").and_then(Json::as_str) else {
-            return Err(Failure::Usage("only vault keys are handed out".to_owned()).into());
-        };
-        let next = self.server.ask(self.command("KG.NEXTKEY").arg(name)).await?;
-        println!("The next one:");
-        table::keys(&[&next]);
+        let next = self.console.ask(self.console.request("KG.NEXTKEY").word(name)).await?;
+        prompt::say("The next one:")?;
+        self.show(slice::from_ref(&next))?;
         if prompt::yes("Show its secret", false)? {
             self.show_secret(&next).await?;
         }
@@ -177,45 +165,48 @@ impl Menu {
 
     async fn remove_expired(&self) -> Result<(), Stop> {
         let expired = ["EXPIRED", "yes"];
-        let count = self.count(&expired).await?;
-        if count == 0 {
-            println!("No key has expired.");
-            return Ok(());
-        }
-        self.show_all(&expired).await?;
-        if !prompt::yes(&format!("Delete these {count}"), false)? {
-            println!("Nothing is deleted.");
-            return Ok(());
-        }
-        let mut deleted = 0;
-        loop {
-            // A hundred a call.
-            let command = self.command("KG.DELKEY").arg("MATCH").arg(&["TYPE", "vault"]).arg(&expired).clone();
-            match self.server.ask(&command).await?.as_u64() {
-                Some(0) | None => break,
-                Some(more) => deleted += more,
+        let records = self.vault_keys(&expired, Some(SHOWN + 1)).await?;
+        let question = match records.len() {
+            0 => {
+                prompt::say("No key has expired.")?;
+                return Ok(());
             }
+            count @ ..=SHOWN => format!("Delete these {count}"),
+            _ => format!("Delete all expired keys, more than {SHOWN}"),
+        };
+        self.show(&records)?;
+        if !prompt::yes(&question, false)? {
+            prompt::say("Nothing is deleted.")?;
+            return Ok(());
         }
-        println!("Deleted: {deleted}.");
+        // Those that have expired by now: a key whose life was prolonged meanwhile stays.
+        let ids = self.vault_keys(&expired, None).await?.iter().map(id_of).collect::<Result<Vec<u64>, Failure>>()?;
+        let mut deleted = 0;
+        for some in ids.chunks(DELETED) {
+            let answer = self.console.ask(self.console.request("KG.DELKEY").words(some)).await?;
+            deleted += answer.as_u64().unwrap_or(0);
+        }
+        prompt::say(&format!("Deleted: {deleted}."))?;
         Ok(())
     }
 
     async fn session(&self) -> Result<(), Stop> {
         let mut records = Vec::new();
         for id in &self.created {
-            match self.server.ask(self.command("KG.GETKEY").arg(id)).await {
+            match self.console.ask(self.console.request("KG.GETKEY").word(id)).await {
                 Ok(record) => records.push(record),
-                Err(failure) if matches!(failure.code(), Some("NOSUCH" | "NOSTORE")) => println!("{id} is deleted."),
+                Err(failure) if matches!(failure.code(), Some("NOSUCH" | "NOSTORE")) => {
+                    prompt::say(&format!("{id} is deleted."))?
+                }
                 Err(failure) => return Err(failure.into()),
             }
         }
-        table::keys(&records.iter().collect::<Vec<_>>());
-        Ok(())
+        self.show(&records)
     }
 
     async fn usability(&self) -> Result<(), Stop> {
-        table::sets(&list(self.server.ask(&self.command("KG.USABILITY")).await?));
-        Ok(())
+        let sets = list(self.console.ask(self.console.request("KG.USABILITY")).await?);
+        self.table(&SETS, &sets)
     }
 
     async fn reveal(&self) -> Result<(), Stop> {
@@ -223,7 +214,7 @@ impl Menu {
         if id.is_empty() {
             return Ok(());
         }
-        let record = self.server.ask(self.command("KG.GETKEY").arg(&id)).await?;
+        let record = self.vault_key(&id).await?;
         self.show_secret(&record).await
     }
 
@@ -235,85 +226,73 @@ impl Menu {
             if secret.is_empty() {
                 return Ok(None);
             }
-            let ids = list(self.server.ask(self.command("KG.FINDKEY").arg(secret.as_bytes())).await?);
+            let ids = list(self.console.ask(self.console.request("KG.FINDKEY").word(secret.as_slice())).await?);
             match ids.as_slice() {
                 [] => {
-                    println!("No key has this secret.");
+                    prompt::say("No key has this secret.")?;
                     return Ok(None);
                 }
                 [only] => id = only.to_string(),
                 several => {
                     let ids: Vec<String> = several.iter().map(Json::to_string).collect();
-                    println!("Several keys have this secret: {}. Name one by its id.", ids.join(", "));
+                    prompt::say(&format!("Several keys have this secret: {}. Name one by its id.", ids.join(", ")))?;
                     return Ok(None);
                 }
             }
         }
-        Ok(Some(self.server.ask(self.command("KG.GETKEY").arg(id)).await?))
+        Ok(Some(self.vault_key(&id).await?))
+    }
+
+    /// The vault key of that id; API keys, which have ids of the same series, are none of the menu's business.
+    async fn vault_key(&self, id: &str) -> Result<Json, Failure> {
+        let record = self.console.ask(self.console.request("KG.GETKEY").word(id)).await?;
+        Kind::Vault.expect(&record)?;
+        Ok(record)
     }
 
     async fn set_active(&self, record: &Json, active: &str) -> Result<(), Stop> {
         let id = id_of(record)?;
-        let changed = self.server.ask(self.command("KG.SETKEY").arg(id).arg("ACTIVE").arg(active)).await?;
+        let request = self.console.request("KG.SETKEY").word(id).word("ACTIVE").word(active);
+        let changed = self.console.ask(request).await?;
         let state = if active == "yes" { "active" } else { "inactive" };
         let already = if list(changed).is_empty() { "already " } else { "" };
-        println!("{id} is {already}{state}.");
+        prompt::say(&format!("{id} is {already}{state}."))?;
         Ok(())
     }
 
     async fn show_secret(&self, record: &Json) -> Result<(), Stop> {
-        let secret = match self.server.ask_raw(self.command("KG.REVEAL").arg(id_of(record)?)).await? {
+        let request = self.console.request("KG.REVEAL").word(id_of(record)?);
+        let secret = match self.console.ask_raw(request).await? {
             Value::BulkString(secret) => Zeroizing::new(secret),
             _ => return Err(Failure::Strange("KG.REVEAL answers a secret").into()),
         };
         prompt::show_bytes(&secret)
     }
 
-    async fn show_all(&self, filters: &[&str]) -> Result<(), Failure> {
-        let mut records: Vec<Json> = Vec::new();
-        let mut after = 0;
-        // The last map of a page that had to end early says where the next one begins, and nothing else.
-        loop {
-            let mut command = self.command("KG.LISTKEYS");
-            command.arg(&["TYPE", "vault"]).arg(filters).arg("AFTER").arg(after).arg("COUNT").arg(PAGE);
-            let mut page = match self.server.ask(&command).await {
-                Err(failure) if failure.code() == Some("NOSTORE") => Vec::new(),
-                answer => list(answer?),
-            };
-            let full = page.len() == PAGE;
-            let ended_at = page.last().and_then(|last| last.get("after")).and_then(Json::as_u64);
-            if ended_at.is_some() {
-                page.pop();
-            }
-            let last_id = page.last().and_then(|last| last.get("id")).and_then(Json::as_u64);
-            records.append(&mut page);
-            match ended_at.or(if full { last_id } else { None }) {
-                Some(next) if records.len() < SHOWN => after = next,
-                more => {
-                    table::keys(&records.iter().take(SHOWN).collect::<Vec<_>>());
-                    if more.is_some() {
-                        println!("There may be more: these are the first {SHOWN}.");
-                    }
-                    return Ok(());
-                }
-            }
+    /// Keys, without their secrets.
+    fn show(&self, records: &[Json]) -> Result<(), Stop> {
+        self.table(&KEYS, records.get(..SHOWN).unwrap_or(records))?;
+        if records.len() > SHOWN {
+            prompt::say(&format!("There are more: these are the first {SHOWN}."))?;
         }
+        Ok(())
     }
 
-    /// How many vault keys there are; a store that is not there yet has none.
-    async fn count(&self, filters: &[&str]) -> Result<u64, Failure> {
-        let command = self.command("KG.COUNTKEYS").arg(&["TYPE", "vault"]).arg(filters).clone();
-        match self.server.ask(&command).await {
-            Ok(count) => count.as_u64().ok_or(Failure::Strange("KG.COUNTKEYS answers a number")),
-            Err(Failure::Refused { .. }) => Ok(0),
-            Err(failure) => Err(failure),
+    fn table(&self, columns: &[&str], rows: &[Json]) -> Result<(), Stop> {
+        if rows.is_empty() {
+            return prompt::say("None.");
         }
+        Ok(self.console.out.table(columns, rows)?)
     }
 
-    fn command(&self, name: &str) -> Cmd {
-        let mut command = redis::cmd(name);
-        command.arg(&self.store);
-        command
+    /// The vault keys that the filters let through, or the first so many of them; a store that is not there yet has
+    /// none.
+    async fn vault_keys(&self, filters: &[&str], max: Option<usize>) -> Result<Vec<Json>, Failure> {
+        let request = || self.console.request("KG.LISTKEYS").words(["TYPE", "vault"]).words(filters.iter().copied());
+        match self.console.pages_by_id(request, max).await {
+            Err(failure) if failure.code() == Some("NOSTORE") => Ok(Vec::new()),
+            answer => answer,
+        }
     }
 }
 

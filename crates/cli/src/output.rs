@@ -231,7 +231,7 @@ fn shown(name: &str, value: &Json) -> String {
         Json::Null => NOTHING.to_owned(),
         Json::String(text) if text.is_empty() => NOTHING.to_owned(),
         Json::String(text) if ALLOWANCES.contains(&name) => allowance(text),
-        Json::String(text) => text.chars().map(|c| if may_be_shown(c) { c } else { '\u{fffd}' }).collect(),
+        Json::String(text) => printable(text),
         Json::Number(number) => match number.as_i64() {
             Some(0 | 1) if TRUTHS.contains(&name) => if number.as_i64() == Some(1) { "yes" } else { "no" }.to_owned(),
             Some(ms) if TIMES.contains(&name) => time(ms).unwrap_or_else(|| number.to_string()),
@@ -248,7 +248,12 @@ fn shown(name: &str, value: &Json) -> String {
     }
 }
 
-/// Whatever others put into a record must not move the cursor of who reads it, nor turn the order of a line round.
+/// Text without what must not reach a terminal: whatever others put into a record must not move the cursor of who reads it, nor turn the
+/// order of a line round.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if may_be_shown(c) { c } else { '\u{fffd}' }).collect()
+}
+
 fn may_be_shown(c: char) -> bool {
     let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     !c.is_control() && !turns

@@ -53,6 +53,7 @@ fn interval(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// That there is no server at the beginning, or no terminal. A server that goes away later is waited for.
 pub async fn run(at: &At, options: &Options) -> Result<(), Failure> {
+    at.refuse_json("top", "keyguard usage stats --json, keyguard ip list --json and INFO keyguard have what it shows")?;
     let server = Server::at(&at.url)?;
     let first = Sample::of(&server, &at.store).await?;
     if options.once {

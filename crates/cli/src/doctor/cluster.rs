@@ -2,9 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use redis::ConnectionAddr;
+
 use super::Finding;
 use super::facts::{Facts, bytes, command};
 use crate::failure::Failure;
+use crate::reply::Json;
 use crate::server::Server;
 
 /// Windows are kept in absolute time: by as much as its clock is off, a replica that takes over is wrong about them.
@@ -16,31 +19,80 @@ const SECONDS_TO_WARN_OF: u64 = 5;
 /// Of several measures the one with the shortest way is the best.
 const MEASURES: usize = 3;
 
-/// Whether the cluster is whole, if it is one.
-pub async fn cluster(facts: &Facts, node: &Server) -> Option<Finding> {
+/// The cluster, as one of its nodes has it.
+pub struct Cluster {
+    /// Whether it is whole.
+    pub finding: Finding,
+    /// Where that node is.
+    pub name: String,
+    /// The primaries that have slots, without that node.
+    pub others: Vec<Server>,
+}
+
+/// The cluster that a node belongs to, if it is one's.
+pub async fn cluster(facts: &Facts, node: &Server) -> Option<Cluster> {
     const CHECK: &str = "cluster";
-    if facts.info("cluster_enabled")? != "1" {
-        return None;
+    let name = node.address().to_string();
+    match facts.info("cluster_enabled") {
+        None => return Some(Cluster { finding: facts.without_info(CHECK), name, others: Vec::new() }),
+        Some("1") => {}
+        Some(_) => return None,
     }
-    Some(match node.ask(&command(&["CLUSTER", "INFO"])).await {
+    let others = match other_primaries(node).await {
+        Ok(others) => others,
+        Err(failure) => {
+            let mut finding = Finding::unanswered(CHECK, &failure);
+            finding.detail = format!("of the cluster, this node alone was looked at; {}", finding.detail);
+            return Some(Cluster { finding, name, others: Vec::new() });
+        }
+    };
+    let looked_at = format!("{} of its nodes were looked at: this one and all other primaries", others.len() + 1);
+    let finding = match node.ask(&command(&["CLUSTER", "INFO"])).await {
         Err(failure) => Finding::unanswered(CHECK, &failure),
-        Ok(about) if about.as_str().is_some_and(|about| about.contains("cluster_state:ok")) => Finding::ok(
-            CHECK,
-            "whole, as this node has it; all but the lines of the store are about this node alone: ask each",
-        ),
+        Ok(about) if about.as_str().is_some_and(|about| about.contains("cluster_state:ok")) => {
+            Finding::ok(CHECK, format!("whole, as {name} has it; {looked_at}"))
+        }
         Ok(_) => Finding::problem(
             CHECK,
-            "not whole, as this node has it: slots without a node, or a node that is away",
+            format!("not whole, as {name} has it: slots without a node, or a node that is away; {looked_at}"),
             "redis-cli --cluster check says which; stores in those slots answer CLUSTERDOWN",
         ),
-    })
+    };
+    Some(Cluster { finding, name, others })
+}
+
+async fn other_primaries(node: &Server) -> Result<Vec<Server>, Failure> {
+    let myself = node.ask(&command(&["CLUSTER", "MYID"])).await?;
+    // Ranges of slots, each with its nodes, the primary first: address, port, id.
+    let ranges = node.ask(&command(&["CLUSTER", "SLOTS"])).await?;
+    let primaries = ranges.as_array().into_iter().flatten().filter_map(|range| range.get(2));
+    let mut known = vec![&myself];
+    let mut others = Vec::new();
+    for primary in primaries {
+        let port = primary.get(1).and_then(Json::as_u64).and_then(|port| u16::try_from(port).ok());
+        let (Some(port), Some(id)) = (port, primary.get(2)) else {
+            return Err(Failure::Strange("CLUSTER SLOTS tells addresses, ports and ids"));
+        };
+        if known.contains(&id) {
+            continue;
+        }
+        known.push(id);
+        // Nodes without an address of their own are where the asked one is.
+        let host = match (primary.get(0).and_then(Json::as_str), node.address()) {
+            (Some(host), _) if !host.is_empty() && host != "?" => host,
+            (_, ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. }) => host,
+            _ => "127.0.0.1",
+        };
+        others.push(node.sibling(host, port));
+    }
+    Ok(others)
 }
 
 /// How the replicas follow, or this replica its primary.
 pub async fn replication(facts: &Facts, node: &Server) -> Vec<Finding> {
     const CHECK: &str = "replication";
     match facts.info("role") {
-        None => return vec![Finding::not_looked_at(CHECK, facts.no_info())],
+        None => return vec![facts.without_info(CHECK)],
         Some("master") => {}
         Some(_) => return vec![as_replica(facts)],
     }

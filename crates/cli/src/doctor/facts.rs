@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use redis::Cmd;
 
+use super::Finding;
 use crate::failure::Failure;
 use crate::reply::Json;
 use crate::server::Server;
@@ -67,12 +68,9 @@ impl Facts {
         self.info(name)?.parse().ok()
     }
 
-    /// Why there is nothing of INFO.
-    pub fn no_info(&self) -> String {
-        match &self.info {
-            Err(failure) => failure.to_string(),
-            Ok(_) => "INFO does not tell".to_owned(),
-        }
+    /// What INFO does not tell.
+    pub fn without_info(&self, check: &'static str) -> Finding {
+        unknown(check, "INFO", "+info", self.info.as_ref().err())
     }
 
     /// A setting; none also if this user may not see it.
@@ -80,18 +78,41 @@ impl Facts {
         self.settings.as_ref().ok()?.get(name).map(String::as_str)
     }
 
-    /// Why there are no settings.
-    pub fn no_settings(&self) -> String {
-        match &self.settings {
-            Err(failure) => failure.to_string(),
-            Ok(_) => "CONFIG GET does not tell".to_owned(),
-        }
+    /// Whether this user may see the settings.
+    pub fn has_settings(&self) -> bool {
+        self.settings.is_ok()
+    }
+
+    /// What CONFIG GET does not tell.
+    pub fn without_settings(&self, check: &'static str) -> Finding {
+        unknown(check, "CONFIG GET", "+config|get", self.settings.as_ref().err())
     }
 
     /// The version of the module.
     pub fn module_version(&self) -> Option<&str> {
         self.info("keyguard_version")
     }
+}
+
+/// What is not known is never well: a check that could not be made is something to look after.
+fn unknown(check: &'static str, call: &str, rule: &str, why: Option<&Failure>) -> Finding {
+    match why {
+        None => Finding::not_looked_at(check, format!("unknown: {call} of this server does not tell")),
+        Some(Failure::NotPermitted(_)) => Finding::warning(
+            check,
+            format!("unknown: the user may not {call}"),
+            format!("ACL SETUSER with {rule}, or let a user look who may"),
+        ),
+        Some(failure) if is_of_no_command(failure) => {
+            Finding::warning(check, format!("unknown: the server knows no {call}"), "has rename-command taken it away?")
+        }
+        Some(failure) => Finding::warning(check, format!("unknown: {call}: {failure}"), "look at the server's log"),
+    }
+}
+
+fn is_of_no_command(failure: &Failure) -> bool {
+    matches!(failure, Failure::NoModule)
+        || matches!(failure, Failure::Refused { text, .. } if text.contains("unknown command"))
 }
 
 fn lines(text: &Json) -> HashMap<String, String> {

@@ -2,7 +2,6 @@
 
 use super::Finding;
 use super::facts::{Facts, bytes, command};
-use crate::failure::Failure;
 use crate::reply::Json;
 use crate::server::Server;
 
@@ -33,12 +32,22 @@ pub async fn store(server: &Server, store: &str) -> Finding {
     Finding::ok(CHECK, detail)
 }
 
-/// Whether calls are counted, and what found no room.
-pub async fn usage(facts: &Facts, server: &Server, store: &str) -> Finding {
+/// Whether calls are counted, and what found no room, on all nodes that were looked at.
+pub async fn usage(nodes: &[Facts], server: &Server, store: &str) -> Finding {
     const CHECK: &str = "usage";
-    let dropped = facts.number("keyguard_usage_rows_dropped").unwrap_or(0);
-    let off =
-        if facts.setting("keyguard.usage") == Some("no") { "calls are not counted (keyguard.usage no); " } else { "" };
+    let (mut dropped, mut off) = (0, "");
+    for facts in nodes {
+        let Some(here) = facts.number("keyguard_usage_rows_dropped") else {
+            return facts.without_info(CHECK);
+        };
+        dropped += here;
+        match facts.setting("keyguard.usage") {
+            None => return facts.without_settings(CHECK),
+            Some("no") if nodes.len() == 1 => off = "calls are not counted (keyguard.usage no); ",
+            Some("no") => off = "some nodes do not count calls (keyguard.usage no); ",
+            Some(_) => {}
+        }
+    }
     let stats = match server.ask(&command(&["KG.STATS", store])).await {
         Ok(stats) => stats,
         Err(failure) if failure.code() == Some("NOSTORE") => {
@@ -74,8 +83,7 @@ pub async fn sizes(server: &Server, store: &str) -> Finding {
         let key = format!("{{{store}}}:{name}");
         match server.ask(&command(&["MEMORY", "USAGE", &key])).await {
             Ok(size) => sizes.extend(size.as_u64().map(|size| format!("{key} {}", bytes(size)))),
-            Err(failure @ Failure::Unreachable(_)) => return Finding::unanswered(CHECK, &failure),
-            Err(failure) => return Finding::not_looked_at(CHECK, failure.to_string()),
+            Err(failure) => return Finding::unanswered(CHECK, &failure),
         }
     }
     if sizes.is_empty() {

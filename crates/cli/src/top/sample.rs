@@ -75,7 +75,10 @@ fn of_store(answer: Result<Json, Failure>) -> Result<Option<Json>, Failure> {
     }
 }
 
-/// The lines of INFO that are whole numbers. A cluster answers a text for each node: their sum.
+/// What the nodes of a cluster have together is the largest of theirs, and not their sum.
+const LARGEST: &str = "keyguard_longest_wait_ms";
+
+/// The lines of INFO that are whole numbers. A cluster answers a text for each node: their sum, or the largest.
 fn numbers(info: Json) -> BTreeMap<String, u64> {
     let texts: Vec<String> = match info {
         Json::String(text) => vec![text],
@@ -86,7 +89,7 @@ fn numbers(info: Json) -> BTreeMap<String, u64> {
     for (name, value) in texts.iter().flat_map(|text| text.lines()).filter_map(|line| line.split_once(':')) {
         if let Ok(number) = value.trim().parse::<u64>() {
             let sum = sums.entry(name.to_owned()).or_default();
-            *sum = sum.saturating_add(number);
+            *sum = if name == LARGEST { number.max(*sum) } else { sum.saturating_add(number) };
         }
     }
     sums
@@ -101,4 +104,25 @@ fn blocking(page: Json) -> (Vec<Json>, bool) {
     let more = parts.pop().is_some_and(|cursor| cursor != "0" && cursor != 0);
     let blocks = rules.into_iter().filter(|rule| rule.get("kind").is_none_or(|kind| kind != "allow"));
     (blocks.collect(), more)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::numbers;
+
+    #[test]
+    fn the_nodes_of_a_cluster_are_summed_up_and_of_their_longest_waits_the_longest_counts() {
+        let node = |waiters: u64, longest_ms: u64| {
+            format!(
+                "# keyguard\r\nkeyguard_waiters:{waiters}\r\nkeyguard_longest_wait_ms:{longest_ms}\r\nrole:master\r\n"
+            )
+        };
+        let all = numbers(json!({ "one:7000": node(2, 300), "two:7000": node(3, 900), "three:7000": node(0, 0) }));
+        assert_eq!((all.get("keyguard_waiters"), all.get("keyguard_longest_wait_ms")), (Some(&5), Some(&900)));
+        let one = numbers(json!(node(2, 300)));
+        assert_eq!((one.get("keyguard_waiters"), one.get("keyguard_longest_wait_ms")), (Some(&2), Some(&300)));
+        assert!(!one.contains_key("role"));
+    }
 }

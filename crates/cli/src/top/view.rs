@@ -5,6 +5,7 @@ use ratatui::text::{Line, Span, Text};
 
 use super::sample::Sample;
 use crate::failure::Failure;
+use crate::output::printable;
 use crate::reply::Json;
 
 /// How many of the keys that are used most.
@@ -172,11 +173,6 @@ fn field(map: &Json, name: &str) -> String {
         Some(Json::String(text)) => printable(text),
         Some(other) => other.to_string(),
     }
-}
-
-/// Without what a terminal would take for an order: labels and paths come from others.
-fn printable(text: &str) -> String {
-    text.chars().map(|character| if character.is_control() { char::REPLACEMENT_CHARACTER } else { character }).collect()
 }
 
 fn cut(text: &str, longest: usize) -> String {

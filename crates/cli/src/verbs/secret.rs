@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal as _, Read as _};
 use zeroize::Zeroizing;
 
 use crate::failure::Failure;
+use crate::prompt;
 
 /// More than the module takes.
 const MAX_BYTES: u64 = 1 << 20;
@@ -17,7 +18,7 @@ pub fn read(what: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let stdin = io::stdin();
     let mut secret = Zeroizing::new(Vec::new());
     if stdin.is_terminal() {
-        *secret = rpassword::prompt_password(format!("{what}: "))?.into_bytes();
+        secret.extend_from_slice(prompt::hidden(&format!("{what}: "))?.as_bytes());
     } else {
         stdin.lock().take(MAX_BYTES).read_to_end(&mut secret)?;
         if secret.last() == Some(&b'\n') {
