@@ -27,6 +27,9 @@ pub const TIMEOUT: Duration = Duration::from_secs(2);
 /// keeps nobody from the others.
 const CONNECTING: Duration = Duration::from_secs(10);
 
+/// How long one node of a cluster may take to be connected to: while the client looks for one that hangs, it asks the others nothing.
+const CONNECTING_TO_NODE: Duration = Duration::from_millis(500);
+
 /// How long to wait for the answer of a command that was asked to wait itself: longer than the module ever does.
 const PATIENCE: Duration = Duration::from_secs(367 * 24 * 3600);
 
@@ -329,7 +332,7 @@ async fn connect(inner: &Inner) -> RedisResult<Link> {
 async fn connect_cluster(inner: &Inner, nodes: Vec<ConnectionInfo>) -> RedisResult<Link> {
     let client = ClusterClientBuilder::new(nodes)
         .use_protocol(ProtocolVersion::RESP3)
-        .connection_timeout(TIMEOUT)
+        .connection_timeout(CONNECTING_TO_NODE)
         .response_timeout(inner.patience)
         .tcp_settings(tcp_settings())
         .retries(0)
