@@ -242,6 +242,11 @@ impl Waiting {
         self.minutes.is_empty() && self.chunks.is_empty() && self.rows.is_empty() && self.going.is_over()
     }
 
+    /// Whether it may be forgotten: also how many refusals this second has logged, of which there would be as many again.
+    fn is_over(&self, second: u64) -> bool {
+        self.is_empty() && !self.is_held && self.refusals.0 < second
+    }
+
     fn all_minutes(&self) -> impl Iterator<Item = &(u32, Totals)> {
         self.minutes.iter().chain(&self.going.minutes)
     }
@@ -458,7 +463,7 @@ pub struct Summary {
 /// What waits.
 pub fn summary() -> Summary {
     buffer(|buffer| Summary {
-        stores: buffer.stores.len() as u64,
+        stores: buffer.stores.values().filter(|waiting| !waiting.is_empty() || waiting.is_held).count() as u64,
         rows: buffer.rows as u64,
         dropped: buffer.dropped,
         last_flush_us: buffer.last_flush_us,
@@ -689,7 +694,8 @@ fn serve(ctx: Ctx<'_>) -> i64 {
             Ok(Step::Done) => {}
             Ok(Step::StoreDone) => buffer(|buffer| {
                 buffer.queue.pop_front();
-                if buffer.stores.get(&place[..]).is_some_and(|waiting| waiting.is_empty() && !waiting.is_held) {
+                let second = ctx.milliseconds() / 1000;
+                if buffer.stores.get(&place[..]).is_some_and(|waiting| waiting.is_over(second)) {
                     buffer.remove(&place);
                 }
             }),
