@@ -12,7 +12,7 @@ use trycmd::TestCases;
 
 use crate::harness::{
     Client, Cluster, KEYRING, OTHER_KEYRING, Reply as _, Server, Sut, Terminal, args, contains, eventually, expect,
-    free_port, server_tests, tool, tool_path,
+    free_port, nobody, server_tests, tool, tool_path,
 };
 
 server_tests![
@@ -303,9 +303,8 @@ fn a_secret_comes_also_if_nobody_reads_the_words_about_it(sut: &Sut) {
     server.client().ok("KG.ADDORG acme shop");
     server.client().ok("KG.ADDKEY acme openai sk-first-example-secret");
     for words in [&["key", "new", "web", "--org", "shop"][..], &["vault", "acquire", "openai"]] {
-        let mut child = tool(&server).args(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        drop(child.stderr.take());
-        assert_eq!(lines(&child.wait_with_output().unwrap()), 1, "{words:?}");
+        let output = tool(&server).args(words).stderr(nobody()).output().unwrap();
+        assert_eq!(lines(&output), 1, "{words:?}");
     }
 }
 
@@ -440,9 +439,7 @@ fn a_closed_pipe_is_no_failure(sut: &Sut) {
     for n in 0..500 {
         c.ok(args!["KG.ADDORG", "acme", format!("{n} {}", "long".repeat(50))]);
     }
-    let mut child = tool(&server).args(["org", "list"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    drop(child.stdout.take());
-    let output = child.wait_with_output().unwrap();
+    let output = tool(&server).args(["org", "list"]).stdout(nobody()).output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }
 
@@ -455,11 +452,8 @@ fn a_closed_pipe_makes_no_yes_of_a_no(sut: &Sut) {
         [&["ip", "check", "192.0.2.7"][..], &["limit", "remaining", "bucket", "1", "1h"], &["create-org", "shop"]]
     {
         for json in [&[][..], &["--json"]] {
-            let mut command = tool(&server);
-            command.args(words).args(json).stdout(Stdio::piped()).stderr(Stdio::piped());
-            let mut child = command.spawn().unwrap();
-            drop(child.stdout.take());
-            assert_eq!(child.wait_with_output().unwrap().status.code(), Some(1), "{words:?} {json:?}");
+            let output = tool(&server).args(words).args(json).stdout(nobody()).output().unwrap();
+            assert_eq!(output.status.code(), Some(1), "{words:?} {json:?}");
         }
     }
 }
@@ -479,11 +473,7 @@ fn a_secret_that_nobody_takes_is_told_of(sut: &Sut) {
         &[&new_token[..], &["two", "--file", "tokens"]].concat(),
     ] {
         for json in [&[][..], &["--json"]] {
-            let mut command = tool(&server);
-            command.args(words).args(json).stdout(Stdio::piped()).stderr(Stdio::piped());
-            let mut child = command.spawn().unwrap();
-            drop(child.stdout.take());
-            let output = child.wait_with_output().unwrap();
+            let output = tool(&server).args(words).args(json).stdout(nobody()).output().unwrap();
             assert_eq!(output.status.code(), Some(6), "{words:?}: {output:?}");
             let told = String::from_utf8_lossy(&output.stderr);
             assert!(told.contains("nobody took the secret"), "{words:?}: {output:?}");

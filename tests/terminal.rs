@@ -14,7 +14,7 @@ use serde_json::Value as Json;
 
 use crate::harness::{
     Cluster, KEYRING, OTHER_KEYRING, Reply, Server, Sut, Terminal, args, contains, eventually, expect, free_port,
-    now_ms, populate, server_tests, tool,
+    nobody, now_ms, populate, server_tests, tool,
 };
 
 server_tests![
@@ -43,6 +43,7 @@ server_tests![
     the_menu_takes_its_answers_from_a_pipe,
     the_menu_goes_on_after_an_error,
     the_menu_finds_expired_keys_among_more_than_a_reply_holds,
+    the_menu_deletes_those_alone_that_it_has_shown,
     the_menu_touches_vault_keys_only,
     the_menu_asks_again_for_what_is_no_text,
     the_menu_ends_where_nobody_reads,
@@ -891,6 +892,27 @@ fn the_menu_finds_expired_keys_among_more_than_a_reply_holds(sut: &Sut) {
     assert!(output.status.success(), "{output:?}");
 }
 
+fn the_menu_deletes_those_alone_that_it_has_shown(sut: &Sut) {
+    let server = sut.server();
+    let mut c = server.client();
+    for (secret, expiry) in [("one", "1"), ("two", "1"), ("three", "0"), ("four", "0")] {
+        c.ok(args!["KG.ADDKEY", "acme", "vendor", secret, "EXPIREAT", expiry]);
+    }
+    let mut terminal = Terminal::start(&server, &["menu"]);
+    terminal.answer(CHOICE, "r");
+    terminal.expect("Delete these 2?");
+    // While the question stands, another one expires, and the life of one is prolonged.
+    c.ok("KG.SETKEY acme 3 EXPIREAT 1");
+    c.ok("KG.SETKEY acme 2 EXPIREAT 0");
+    terminal.line("yes");
+    terminal.expect("Deleted: 1.");
+    terminal.answer(CHOICE, "q");
+    assert_eq!(terminal.end(), 0);
+    let left = c.ok("KG.LISTKEYS acme");
+    assert_eq!(left.list().len(), 3, "{left:?}");
+    c.refused("NOSUCH", "KG.GETKEY acme 1");
+}
+
 fn the_menu_touches_vault_keys_only(sut: &Sut) {
     let server = sut.server();
     let mut c = server.client();
@@ -923,8 +945,7 @@ fn the_menu_ends_where_nobody_reads(sut: &Sut) {
     for choice in ["?", "l", "u", "s", "r"] {
         let mut command = tool(&server);
         let mut child =
-            command.arg("menu").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        drop(child.stdout.take());
+            command.arg("menu").stdin(Stdio::piped()).stdout(nobody()).stderr(Stdio::piped()).spawn().unwrap();
         // It may have ended by then.
         let _ = child.stdin.take().unwrap().write_all(format!("{choice}\n{choice}\n").as_bytes());
         let output = child.wait_with_output().unwrap();

@@ -24,7 +24,7 @@ pub use reply::{Claim, Reply};
 pub use sample::{Sample, commands, populate, populate_store, usage_written};
 pub use server::{KEYRING, OTHER_KEYRING, Server, Setup, free_port};
 pub use terminal::Terminal;
-pub use tool::{Serving, tool, tool_path};
+pub use tool::{Serving, nobody, tool, tool_path};
 
 /// The servers that every run covers: a missing one fails the run instead of passing unseen.
 const EXPECTED: [&str; 4] = ["redis-7.0", "redis-8.10", "valkey-8.1", "valkey-9.1"];

@@ -2,7 +2,9 @@
 #![allow(dead_code)]
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -20,6 +22,13 @@ pub fn tool(server: &Server) -> Command {
     command.env("KEYGUARD_URL", format!("redis://127.0.0.1:{}", server.port())).env("KEYGUARD_STORE", "acme");
     command.env("HOME", server.directory()).env("NO_COLOR", "1").current_dir(server.directory()).stdin(Stdio::null());
     command
+}
+
+/// What nobody reads. A pipe whose other end is dropped may still be held by a process that another test starts just then.
+pub fn nobody() -> Stdio {
+    let (end, other) = UnixStream::pair().unwrap();
+    other.shutdown(Shutdown::Both).unwrap();
+    OwnedFd::from(end).into()
 }
 
 /// `keyguard serve`, until this is dropped.

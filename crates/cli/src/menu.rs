@@ -179,8 +179,13 @@ impl Menu {
             prompt::say("Nothing is deleted.")?;
             return Ok(());
         }
-        // Those that have expired by now: a key whose life was prolonged meanwhile stays.
-        let ids = self.vault_keys(&expired, None).await?.iter().map(id_of).collect::<Result<Vec<u64>, Failure>>()?;
+        // A key whose life was prolonged meanwhile stays; so does one that was not shown, unless all were meant.
+        let shown = records.iter().map(id_of).collect::<Result<Vec<u64>, Failure>>()?;
+        let mut ids =
+            self.vault_keys(&expired, None).await?.iter().map(id_of).collect::<Result<Vec<u64>, Failure>>()?;
+        if shown.len() <= SHOWN {
+            ids.retain(|id| shown.contains(id));
+        }
         let mut deleted = 0;
         for some in ids.chunks(DELETED) {
             let answer = self.console.ask(self.console.request("KG.DELKEY").words(some)).await?;
