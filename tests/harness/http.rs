@@ -1,7 +1,7 @@
 //! A client for HTTP that sends what it is told, and hides nothing of what comes back.
 
 use std::collections::HashMap;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 
 /// The headers that the table in README.md is about.
@@ -28,18 +28,27 @@ impl Response {
     /// What a server on this machine answers to a request whose body is JSON.
     pub fn of(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Self {
         let connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("it takes connections");
-        Self::over(connection, method, path, headers, body)
+        Self::over(connection, method, path, headers, body).expect("an answer")
     }
 
-    /// The same, over a connection of one's own.
-    pub fn over(mut connection: TcpStream, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Self {
+    /// The same, over a connection of one's own; if it is answered.
+    pub fn over(
+        mut connection: TcpStream,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> io::Result<Self> {
         let mut text = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
         headers.iter().for_each(|(name, value)| text += &format!("{name}: {value}\r\n"));
         text += &format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-        connection.write_all(text.as_bytes()).expect("it reads");
-        let mut answer = Vec::new();
-        connection.read_to_end(&mut answer).expect("it answers");
-        Self::parse(&String::from_utf8(answer).expect("text"))
+        connection.write_all(text.as_bytes())?;
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer)?;
+        if answer.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(Self::parse(&answer))
     }
 
     fn parse(text: &str) -> Self {
