@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::ClusterClientBuilder;
@@ -27,8 +27,15 @@ pub const TIMEOUT: Duration = Duration::from_secs(2);
 /// keeps nobody from the others.
 const CONNECTING: Duration = Duration::from_secs(10);
 
-/// How long one node of a cluster may take to be connected to: while the client looks for one that hangs, it asks the others nothing.
+/// How long one node of a cluster may take to be connected to, beyond what its distance takes: while the client looks for one that hangs,
+/// it asks the others nothing.
 const CONNECTING_TO_NODE: Duration = Duration::from_millis(500);
+
+/// By how much longer than to another one it may take to be connected to a node.
+const FARTHER: u32 = 3;
+
+/// How long a connection to a cluster is kept in any case: a node that stays away is no reason to connect to all the others without end.
+const KEPT: Duration = Duration::from_millis(500);
 
 /// How long to wait for the answer of a command that was asked to wait itself: longer than the module ever does.
 const PATIENCE: Duration = Duration::from_secs(367 * 24 * 3600);
@@ -55,8 +62,8 @@ struct Inner {
     /// Whether a node of a cluster stands for itself.
     alone: bool,
     link: RwLock<Option<Arc<Link>>>,
-    /// The nodes of the cluster when it was last connected to: any of them knows the others.
-    nodes: RwLock<Vec<ConnectionInfo>>,
+    /// The cluster when it was last connected to, if this is one.
+    known: RwLock<Known>,
     /// The last attempt to connect: one at a time is made.
     attempt: Mutex<Option<Attempt>>,
 }
@@ -66,7 +73,23 @@ type Attempt = watch::Receiver<Option<RedisResult<Arc<Link>>>>;
 
 enum Link {
     Single(MultiplexedConnection),
-    Cluster(ClusterConnection),
+    /// And since when.
+    Cluster(ClusterConnection, Instant),
+}
+
+/// What is remembered of a cluster.
+#[derive(Clone)]
+struct Known {
+    /// Its nodes: any of them knows the others.
+    nodes: Vec<ConnectionInfo>,
+    /// How long one of them may take to be connected to.
+    allowance: Duration,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self { nodes: Vec::new(), allowance: CONNECTING_TO_NODE }
+    }
 }
 
 impl Server {
@@ -84,8 +107,8 @@ impl Server {
     }
 
     fn new(info: ConnectionInfo, patience: Duration, alone: bool) -> Self {
-        let (link, nodes, attempt) = (RwLock::default(), RwLock::default(), Mutex::default());
-        Self(Arc::new(Inner { info, patience, alone, link, nodes, attempt }))
+        let (link, known, attempt) = (RwLock::default(), RwLock::default(), Mutex::default());
+        Self(Arc::new(Inner { info, patience, alone, link, known, attempt }))
     }
 
     /// The same, for commands that wait: it is connected to within [`TIMEOUT`], and may answer whenever it likes.
@@ -126,7 +149,7 @@ impl Server {
             let link = self.link().await.map_err(|error| Failure::connecting(self.address(), error))?;
             let answer = match &**used.insert(link) {
                 Link::Single(connection) => connection.clone().req_packed_command(command).await,
-                Link::Cluster(connection) => ask_cluster(connection.clone(), command).await,
+                Link::Cluster(connection, _) => ask_cluster(connection.clone(), command).await,
             };
             Ok::<_, Failure>(answer.and_then(Value::extract_error))
         };
@@ -188,17 +211,18 @@ impl Server {
     /// The next who asks connects anew, unless that has happened already. A connection to a cluster stays until there is another: it
     /// knows more nodes than the one in the URL, and only what it asks of a node that hangs is lost.
     fn give_up(&self, over: &Arc<Link>) {
-        let is_cluster = matches!(**over, Link::Cluster(_));
         let mut link = self.0.link.write().unwrap_or_else(PoisonError::into_inner);
         if link.as_ref().is_none_or(|link| !Arc::ptr_eq(link, over)) {
             return;
         }
-        if !is_cluster {
-            *link = None;
-        }
-        drop(link);
-        if is_cluster {
-            drop(self.0.attempt());
+        match **over {
+            Link::Single(_) => *link = None,
+            Link::Cluster(_, since) => {
+                drop(link);
+                if since.elapsed() >= KEPT {
+                    drop(self.0.attempt());
+                }
+            }
         }
     }
 }
@@ -305,14 +329,20 @@ async fn connect(inner: &Inner) -> RedisResult<Link> {
     let config =
         AsyncConnectionConfig::new().set_connection_timeout(Some(TIMEOUT)).set_response_timeout(Some(*patience));
     let client = Client::open(info.clone())?;
+    let begun = Instant::now();
     let mut single = match client.get_multiplexed_async_connection_with_config(&config).await {
         Ok(single) => single,
         // It may be the one that is away, and the others go on without it.
         Err(error) => {
-            let others = inner.nodes.read().unwrap_or_else(PoisonError::into_inner).clone();
-            return if others.is_empty() { Err(error) } else { connect_cluster(inner, others).await };
+            let known = inner.known.read().unwrap_or_else(PoisonError::into_inner).clone();
+            let is_away = matches!(Failure::from(error.clone()), Failure::Unreachable(_));
+            return match is_away && !known.nodes.is_empty() {
+                true => connect_cluster(inner, known).await.map_err(|_| error),
+                false => Err(error),
+            };
         }
     };
+    let allowance = TIMEOUT.min(CONNECTING_TO_NODE + FARTHER * begun.elapsed());
     if *alone {
         return Ok(Link::Single(single));
     }
@@ -324,15 +354,15 @@ async fn connect(inner: &Inner) -> RedisResult<Link> {
         Err(error) => return Err(error),
     };
     match is_cluster {
-        true => connect_cluster(inner, vec![info.clone()]).await,
+        true => connect_cluster(inner, Known { nodes: vec![info.clone()], allowance }).await,
         false => Ok(Link::Single(single)),
     }
 }
 
-async fn connect_cluster(inner: &Inner, nodes: Vec<ConnectionInfo>) -> RedisResult<Link> {
+async fn connect_cluster(inner: &Inner, Known { nodes, allowance }: Known) -> RedisResult<Link> {
     let client = ClusterClientBuilder::new(nodes)
         .use_protocol(ProtocolVersion::RESP3)
-        .connection_timeout(CONNECTING_TO_NODE)
+        .connection_timeout(allowance)
         .response_timeout(inner.patience)
         .tcp_settings(tcp_settings())
         .retries(0)
@@ -342,9 +372,9 @@ async fn connect_cluster(inner: &Inner, nodes: Vec<ConnectionInfo>) -> RedisResu
     slots.arg("SLOTS");
     if let Ok(Value::Array(ranges)) = connection.route_command(slots, anywhere).await {
         let nodes = nodes_of(&ranges).map(|(host, port)| sibling(&inner.info, &host, port)).collect();
-        *inner.nodes.write().unwrap_or_else(PoisonError::into_inner) = nodes;
+        *inner.known.write().unwrap_or_else(PoisonError::into_inner) = Known { nodes, allowance };
     }
-    Ok(Link::Cluster(connection))
+    Ok(Link::Cluster(connection, Instant::now()))
 }
 
 /// The nodes of CLUSTER SLOTS: of ranges `first last [host port ...]...`.

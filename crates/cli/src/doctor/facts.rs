@@ -1,13 +1,18 @@
 //! What the server says of itself, asked once.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use redis::Cmd;
+use tokio::time;
 
 use super::Finding;
 use crate::failure::Failure;
 use crate::reply::Json;
 use crate::server::Server;
+
+/// How long KG.KEYRING STATUS may take: a few seconds for a million keys.
+const SURVEY: Duration = Duration::from_secs(60);
 
 /// INFO, the configuration and the keyring, each as far as this user may see it.
 pub struct Facts {
@@ -24,6 +29,13 @@ pub fn command(words: &[&str]) -> Cmd {
     command
 }
 
+/// KG.KEYRING STATUS looks through all keys of the server, which takes longer than other answers where they are many.
+async fn survey(node: &Server) -> Result<Json, Failure> {
+    let patient = node.patient();
+    let asked = time::timeout(SURVEY, patient.ask(&command(&["KG.KEYRING", "STATUS"]))).await;
+    asked.unwrap_or_else(|_| Err(Failure::Unreachable("KG.KEYRING STATUS has no answer within a minute".to_owned())))
+}
+
 impl Facts {
     /// Asks a node.
     ///
@@ -35,7 +47,7 @@ impl Facts {
             return Err(failure);
         }
         // Whether a command is there is said before whether this user may call it.
-        let keyring = node.ask(&command(&["KG.KEYRING", "STATUS"])).await.map(rows);
+        let keyring = survey(node).await.map(rows);
         if let Err(Failure::NoModule) = keyring {
             return Err(Failure::NoModule);
         }

@@ -64,9 +64,9 @@ fn ended(out: Output, status: &Json) -> Result<(), Failure> {
     }
     if failed > 0 {
         out.note(&format!(
-            "{failed} vault keys did not open and stay as they are: they were tampered with, or are sealed under a key that the keyring \
-             lacks. Put back what keyguard keyring status shows as missing, and reload; or replace them (keyguard vault set ID \
-             --secret), or delete them. keyguard keyring stop forgets how this ended, so that rekey looks again"
+            "{failed} vault keys did not open and stay as they are. Put back into the keyring what keyguard keyring status shows as \
+             missing, and reload, or keyguard keyring stop, so that rekey looks again. What fails again was changed from outside: \
+             a snapshot may have it, or keyguard vault set ID --secret replaces it. Delete nothing before"
         ));
     } else if left > 0 {
         out.note(&format!("{left} vault keys are left under an older key: rekey again"));
