@@ -59,7 +59,7 @@ impl Admin {
     }
 
     /// Another program for the same tokens, with further arguments.
-    fn another(&self, server: &Server, arguments: &[&str]) -> Self {
+    pub fn another(&self, server: &Server, arguments: &[&str]) -> Self {
         let serving = Serving::start(server, &[&["--admin-tokens", "tokens"], arguments].concat());
         Self { serving, write: self.write.clone(), read: self.read.clone() }
     }

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
@@ -18,6 +19,7 @@ server_tests![
     admin_tokens_are_read_again_on_a_hangup,
     certificates_are_read_again_on_a_hangup,
     while_the_server_is_busy_or_loading_it_is_asked_again_later,
+    it_ends_when_told_also_if_all_places_are_taken_by_who_never_reads,
 ];
 
 /// Tells it to read its files again, and waits for the line that says what came of it; all lines since.
@@ -213,4 +215,27 @@ fn while_the_server_is_busy_or_loading_it_is_asked_again_later(sut: &Sut) {
     c.ok("CONFIG SET key-load-delay 0");
     works();
     assert_eq!(admin.ok("POST", "/admin/orgs", json!({"name": "new"}))["name"], "new");
+}
+
+/// A connection over which this is sent; waiting for an answer fails after a minute.
+fn sent(serving: &Serving, bytes: &[u8]) -> TcpStream {
+    let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, serving.port)).unwrap();
+    connection.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    connection.write_all(bytes).unwrap();
+    connection
+}
+
+fn it_ends_when_told_also_if_all_places_are_taken_by_who_never_reads(sut: &Sut) {
+    let server = sut.server();
+    let mut admin = Admin::start(&server).another(&server, &["--max-connections", "2"]);
+    // More than the buffers on the way hold.
+    let script = "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
+    let deaf = [&script, &script].map(|script| sent(&admin.serving, script.as_bytes()));
+    let mut third = sent(&admin.serving, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
+    third.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let error = third.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock, "there is no place for it");
+    signal(admin.serving.id(), "-TERM");
+    eventually("its end", || expect(admin.serving.has_ended(), || admin.serving.log()));
+    drop((deaf, third));
 }

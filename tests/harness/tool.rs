@@ -58,6 +58,11 @@ impl Serving {
     pub fn id(&self) -> u32 {
         self.child.id()
     }
+
+    /// Whether it runs no more.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
 }
 
 impl Drop for Serving {

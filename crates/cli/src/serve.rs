@@ -182,12 +182,15 @@ async fn tell_when_listening(handle: Handle<SocketAddr>, scheme: &'static str) {
     }
 }
 
-/// On SIGTERM and SIGINT no more is taken; what is under way is answered.
+/// On SIGTERM and SIGINT no more is taken; what is under way is answered, or given up when its time is over. That time is counted
+/// here: while axum-server waits for a place for a connection, it does not hear that it is to end.
 fn end_when_told(handle: Handle<SocketAddr>) -> io::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::spawn(async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        handle.graceful_shutdown(Some(PATIENCE));
+        handle.graceful_shutdown(None);
+        time::sleep(PATIENCE).await;
+        handle.shutdown();
     });
     Ok(())
 }
