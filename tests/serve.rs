@@ -20,6 +20,7 @@ server_tests![
     certificates_are_read_again_on_a_hangup,
     while_the_server_is_busy_or_loading_it_is_asked_again_later,
     it_ends_when_told_also_if_all_places_are_taken_by_who_never_reads,
+    a_body_that_does_not_arrive_is_not_waited_for_without_end,
 ];
 
 /// Tells it to read its files again, and waits for the line that says what came of it; all lines since.
@@ -238,4 +239,22 @@ fn it_ends_when_told_also_if_all_places_are_taken_by_who_never_reads(sut: &Sut) 
     signal(admin.serving.id(), "-TERM");
     eventually("its end", || expect(admin.serving.has_ended(), || admin.serving.log()));
     drop((deaf, third));
+}
+
+fn a_body_that_does_not_arrive_is_not_waited_for_without_end(sut: &Sut) {
+    let server = sut.server();
+    let admin = Admin::start(&server).another(&server, &["--max-connections", "1"]);
+    let before = server.client().state();
+    let head = format!("POST /admin/orgs HTTP/1.1\r\nHost: x\r\nX-Admin-Key: {}\r\n", admin.write);
+    let about_body = "Content-Type: application/json\r\nContent-Length: 14\r\n\r\n{\"name\"";
+    let mut half = sent(&admin.serving, [&*head, about_body].concat().as_bytes());
+    let mut answer = [0; 12];
+    half.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 408");
+    // Its place is free again, though it is still there.
+    let mut next = sent(&admin.serving, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
+    next.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    assert_eq!(server.client().state(), before, "nothing was changed");
+    drop(half);
 }
