@@ -21,6 +21,7 @@ server_tests![
     while_the_server_is_busy_or_loading_it_is_asked_again_later,
     it_ends_when_told_also_if_all_places_are_taken_by_who_never_reads,
     a_body_that_does_not_arrive_is_not_waited_for_without_end,
+    http_2_is_not_spoken,
 ];
 
 /// Tells it to read its files again, and waits for the line that says what came of it; all lines since.
@@ -96,19 +97,25 @@ open(sys.argv[1] + "/cert.pem", "wb").write(made.public_bytes(pem))
 open(sys.argv[1] + "/key.pem", "wb").write(key.private_bytes(pem, form, serialization.NoEncryption()))
 "#;
 
-/// Asks over HTTPS, and trusts one certificate: prints the status, or why there was no answer.
+/// Asks over HTTPS, and trusts one certificate: prints the status and what is spoken, or why there was no answer.
 const ASK: &str = r#"
 import http.client, ssl, sys
 trusting = ssl.create_default_context(cafile=sys.argv[1])
 # The certificate stands for itself, without what authorities have in theirs.
 trusting.verify_flags &= ~ssl.VERIFY_X509_STRICT
+trusting.set_alpn_protocols(["h2", "http/1.1"])
 try:
     connection = http.client.HTTPSConnection("127.0.0.1", int(sys.argv[2]), context=trusting, timeout=60)
+    connection.connect()
+    spoken = connection.sock.selected_alpn_protocol()
     connection.request("GET", "/healthz")
-    print(connection.getresponse().status)
+    print(connection.getresponse().status, spoken)
 except ssl.SSLCertVerificationError:
     print("not trusted")
 "#;
+
+/// What it prints of an answer.
+const OK: &str = "200 http/1.1";
 
 fn run_python(program: &str, arguments: &[&str]) -> String {
     let python = installed("KEYGUARD_PREDECESSORS", "target/predecessors/bin/python");
@@ -140,7 +147,7 @@ fn certificates_are_read_again_on_a_hangup(sut: &Sut) {
     let serving = Serving::start(&server, &arguments);
     let ask =
         |trusted: &Path| run_python(ASK, &[trusted.join("cert.pem").to_str().unwrap(), &serving.port.to_string()]);
-    assert_eq!([ask(&first), ask(&second)], ["200", "not trusted"]);
+    assert_eq!([ask(&first), ask(&second)], [OK, "not trusted"]);
     assert!(serving.log().contains("https://"), "{}", serving.log());
     // Who speaks HTTP is not served.
     let mut plain = TcpStream::connect((Ipv4Addr::LOCALHOST, serving.port)).unwrap();
@@ -150,16 +157,16 @@ fn certificates_are_read_again_on_a_hangup(sut: &Sut) {
     assert!(!answer.windows(4).any(|bytes| bytes == b"HTTP"), "{answer:?}");
 
     install(&second, &["cert.pem", "key.pem"]);
-    assert_eq!([ask(&first), ask(&second)], ["200", "not trusted"], "nothing has told it to look");
+    assert_eq!([ask(&first), ask(&second)], [OK, "not trusted"], "nothing has told it to look");
     hang_up(&serving, "read again: the certificate and its key");
-    assert_eq!([ask(&first), ask(&second)], ["not trusted", "200"]);
+    assert_eq!([ask(&first), ask(&second)], ["not trusted", OK]);
 
     // A certificate that another key is for, no certificate, no key, no file.
     let broken = |spoil: &dyn Fn()| {
         spoil();
         let told = hang_up(&serving, "the certificate and its key stay as they were");
         assert!(told.contains("--tls-cert") && !told.contains("hush"), "{told}");
-        assert_eq!(ask(&second), "200");
+        assert_eq!(ask(&second), OK);
         install(&second, &["cert.pem", "key.pem"]);
     };
     broken(&|| install(&first, &["cert.pem"]));
@@ -257,4 +264,14 @@ fn a_body_that_does_not_arrive_is_not_waited_for_without_end(sut: &Sut) {
     assert_eq!(&answer, b"HTTP/1.1 200");
     assert_eq!(server.client().state(), before, "nothing was changed");
     drop(half);
+}
+
+fn http_2_is_not_spoken(sut: &Sut) {
+    let serving = Serving::start(&sut.server(), &[]);
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let mut answer = Vec::new();
+    if let Err(error) = sent(&serving, preface).read_to_end(&mut answer) {
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "which is as good an end");
+    }
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 400 "), "{answer:?}");
 }
