@@ -884,30 +884,18 @@ fn who_may_not_open_as_many_files_as_there_may_be_connections_is_told(sut: &Sut)
     let server = sut.server();
     server.client().ok("KG.ADDORG acme shop");
     for (limits, warned) in [("ulimit -n 128", true), ("ulimit -Sn 128", false)] {
-        let (port, log) = (free_port(), server.directory().join("limited.log"));
-        let mut command = tool(&server);
-        let program = command.get_program().to_owned();
-        command = {
-            let mut shell = Command::new("/bin/sh");
-            shell
-                .arg("-c")
-                .arg(format!("{limits} && exec \"$0\" serve --max-connections 400 --listen 127.0.0.1:{port}"));
-            shell.arg(program).envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-            shell
-        };
-        let file = File::create(&log).unwrap();
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).spawn().unwrap();
-        let said = || fs::read_to_string(&log).unwrap();
-        eventually("it listening", || expect(said().contains("listens on"), said));
+        let program = tool(&server);
+        let mut shell = Command::new("/bin/sh");
+        shell.arg("-c").arg(format!("{limits} && exec \"$0\" \"$@\"")).arg(program.get_program()).stdin(Stdio::null());
+        shell.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let serving = Serving::by(shell, &server, &["--max-connections", "400"]);
         // More than it may have files for at first.
-        let connect = |_| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        let connect = |_| TcpStream::connect((Ipv4Addr::LOCALHOST, serving.port)).unwrap();
         let idle: Vec<TcpStream> = (0..if warned { 10 } else { 200 }).map(connect).collect();
-        let answer = Response::of(port, "GET", "/verify", &[], "");
+        get(&serving, "/verify", "").check(limits, 401, "NOT_FOUND", UNKNOWN);
         drop(idle);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        answer.check(limits, 401, "NOT_FOUND", UNKNOWN);
-        assert_eq!(said().contains("takes 64 connections at a time, not 400"), warned, "{limits}: {}", said());
+        let said = serving.log();
+        assert_eq!(said.contains("takes 64 connections at a time, not 400"), warned, "{limits}: {said}");
     }
 }
 
