@@ -153,6 +153,16 @@ async fn ask_if_any<T: DeserializeOwned>(app: &App, command: &Cmd) -> Result<Opt
     }
 }
 
+/// What was just made, as the server shows it, or as far as we know it if the server has gone away since.
+async fn seen_or<T, F: Future<Output = Result<T, Problem>>>(as_known: T, look: impl Fn() -> F) -> T {
+    let mut seen = look().await;
+    if seen.is_err() {
+        // Over another connection: the one before may be what was lost.
+        seen = look().await;
+    }
+    seen.unwrap_or(as_known)
+}
+
 /// An answer of the module as a type.
 fn read<T: DeserializeOwned>(answer: Json) -> Result<T, Problem> {
     serde_json::from_value(answer).map_err(|_| Failure::Strange("of another form").into())

@@ -76,7 +76,7 @@ impl Access {
 }
 
 /// What a change was about, where its path does not say so: for the log.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Subject(pub String);
 
 /// Lets a request through that shows a token which allows it. Who changes something is written down, by the name of the token.
