@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
@@ -18,6 +19,9 @@ server_tests![
     admin_tokens_are_read_again_on_a_hangup,
     certificates_are_read_again_on_a_hangup,
     while_the_server_is_busy_or_loading_it_is_asked_again_later,
+    it_ends_when_told_also_if_all_places_are_taken_by_who_never_reads,
+    a_body_that_does_not_arrive_is_not_waited_for_without_end,
+    http_2_is_not_spoken,
 ];
 
 /// Tells it to read its files again, and waits for the line that says what came of it; all lines since.
@@ -93,19 +97,25 @@ open(sys.argv[1] + "/cert.pem", "wb").write(made.public_bytes(pem))
 open(sys.argv[1] + "/key.pem", "wb").write(key.private_bytes(pem, form, serialization.NoEncryption()))
 "#;
 
-/// Asks over HTTPS, and trusts one certificate: prints the status, or why there was no answer.
+/// Asks over HTTPS, and trusts one certificate: prints the status and what is spoken, or why there was no answer.
 const ASK: &str = r#"
 import http.client, ssl, sys
 trusting = ssl.create_default_context(cafile=sys.argv[1])
 # The certificate stands for itself, without what authorities have in theirs.
 trusting.verify_flags &= ~ssl.VERIFY_X509_STRICT
+trusting.set_alpn_protocols(["h2", "http/1.1"])
 try:
     connection = http.client.HTTPSConnection("127.0.0.1", int(sys.argv[2]), context=trusting, timeout=60)
+    connection.connect()
+    spoken = connection.sock.selected_alpn_protocol()
     connection.request("GET", "/healthz")
-    print(connection.getresponse().status)
+    print(connection.getresponse().status, spoken)
 except ssl.SSLCertVerificationError:
     print("not trusted")
 "#;
+
+/// What it prints of an answer.
+const OK: &str = "200 http/1.1";
 
 fn run_python(program: &str, arguments: &[&str]) -> String {
     let python = installed("KEYGUARD_PREDECESSORS", "target/predecessors/bin/python");
@@ -137,7 +147,7 @@ fn certificates_are_read_again_on_a_hangup(sut: &Sut) {
     let serving = Serving::start(&server, &arguments);
     let ask =
         |trusted: &Path| run_python(ASK, &[trusted.join("cert.pem").to_str().unwrap(), &serving.port.to_string()]);
-    assert_eq!([ask(&first), ask(&second)], ["200", "not trusted"]);
+    assert_eq!([ask(&first), ask(&second)], [OK, "not trusted"]);
     assert!(serving.log().contains("https://"), "{}", serving.log());
     // Who speaks HTTP is not served.
     let mut plain = TcpStream::connect((Ipv4Addr::LOCALHOST, serving.port)).unwrap();
@@ -147,16 +157,16 @@ fn certificates_are_read_again_on_a_hangup(sut: &Sut) {
     assert!(!answer.windows(4).any(|bytes| bytes == b"HTTP"), "{answer:?}");
 
     install(&second, &["cert.pem", "key.pem"]);
-    assert_eq!([ask(&first), ask(&second)], ["200", "not trusted"], "nothing has told it to look");
+    assert_eq!([ask(&first), ask(&second)], [OK, "not trusted"], "nothing has told it to look");
     hang_up(&serving, "read again: the certificate and its key");
-    assert_eq!([ask(&first), ask(&second)], ["not trusted", "200"]);
+    assert_eq!([ask(&first), ask(&second)], ["not trusted", OK]);
 
     // A certificate that another key is for, no certificate, no key, no file.
     let broken = |spoil: &dyn Fn()| {
         spoil();
         let told = hang_up(&serving, "the certificate and its key stay as they were");
         assert!(told.contains("--tls-cert") && !told.contains("hush"), "{told}");
-        assert_eq!(ask(&second), "200");
+        assert_eq!(ask(&second), OK);
         install(&second, &["cert.pem", "key.pem"]);
     };
     broken(&|| install(&first, &["cert.pem"]));
@@ -213,4 +223,55 @@ fn while_the_server_is_busy_or_loading_it_is_asked_again_later(sut: &Sut) {
     c.ok("CONFIG SET key-load-delay 0");
     works();
     assert_eq!(admin.ok("POST", "/admin/orgs", json!({"name": "new"}))["name"], "new");
+}
+
+/// A connection over which this is sent; waiting for an answer fails after a minute.
+fn sent(serving: &Serving, bytes: &[u8]) -> TcpStream {
+    let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, serving.port)).unwrap();
+    connection.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    connection.write_all(bytes).unwrap();
+    connection
+}
+
+fn it_ends_when_told_also_if_all_places_are_taken_by_who_never_reads(sut: &Sut) {
+    let server = sut.server();
+    let mut admin = Admin::start(&server).another(&server, &["--max-connections", "2"]);
+    // More than the buffers on the way hold.
+    let script = "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
+    let deaf = [&script, &script].map(|script| sent(&admin.serving, script.as_bytes()));
+    let mut third = sent(&admin.serving, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
+    third.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let error = third.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock, "there is no place for it");
+    signal(admin.serving.id(), "-TERM");
+    eventually("its end", || expect(admin.serving.has_ended(), || admin.serving.log()));
+    drop((deaf, third));
+}
+
+fn a_body_that_does_not_arrive_is_not_waited_for_without_end(sut: &Sut) {
+    let server = sut.server();
+    let admin = Admin::start(&server).another(&server, &["--max-connections", "1"]);
+    let before = server.client().state();
+    let head = format!("POST /admin/orgs HTTP/1.1\r\nHost: x\r\nX-Admin-Key: {}\r\n", admin.write);
+    let about_body = "Content-Type: application/json\r\nContent-Length: 14\r\n\r\n{\"name\"";
+    let mut half = sent(&admin.serving, [&*head, about_body].concat().as_bytes());
+    let mut answer = [0; 12];
+    half.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 408");
+    // Its place is free again, though it is still there.
+    let mut next = sent(&admin.serving, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
+    next.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    assert_eq!(server.client().state(), before, "nothing was changed");
+    drop(half);
+}
+
+fn http_2_is_not_spoken(sut: &Sut) {
+    let serving = Serving::start(&sut.server(), &[]);
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let mut answer = Vec::new();
+    if let Err(error) = sent(&serving, preface).read_to_end(&mut answer) {
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "which is as good an end");
+    }
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 400 "), "{answer:?}");
 }

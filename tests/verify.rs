@@ -374,11 +374,11 @@ fn a_cluster_is_asked_at_whichever_node_has_the_store(sut: &Sut) {
         }
     };
     both("at rest");
-    let metrics = serving.send("GET", "/metrics", &[], "").body;
-    for node in &cluster.primaries {
-        let line = format!("keyguard_server_auth_valid{{node=\"127.0.0.1:{}\"}} 1", node.port());
-        assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
-    }
+    let figures = cluster
+        .primaries
+        .iter()
+        .map(|node| format!("keyguard_server_auth_valid{{node=\"127.0.0.1:{}\"}} 1", node.port()));
+    metrics_with(&serving, &figures.collect::<Vec<_>>());
     let (slot, source) = cluster.place_of(stores[1].as_bytes());
     cluster.begin_migration(slot, source, 0);
     // While keys are on their way, a node may miss one that it needs, and says so.
@@ -763,8 +763,7 @@ fn metrics_and_health_say_how_it_stands(sut: &Sut) {
     for key in [&*key, &*key, "kg_live_nobody"] {
         get(&serving, "/verify", key);
     }
-    let metrics = serving.send("GET", "/metrics", &[], "").body;
-    for line in [
+    let lines = [
         "keyguard_verify_answers_total{code=\"VALID\"} 2",
         "keyguard_verify_answers_total{code=\"NOT_FOUND\"} 1",
         "keyguard_auth_duration_seconds_count 3",
@@ -772,9 +771,8 @@ fn metrics_and_health_say_how_it_stands(sut: &Sut) {
         "keyguard_server_auth_valid 2",
         // Asking for its health counts nowhere.
         "keyguard_server_auth_not_found 1",
-    ] {
-        assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
-    }
+    ];
+    let metrics = metrics_with(&serving, &lines);
     assert!(metrics.contains("keyguard_build_info{version=") && metrics.ends_with("# EOF\n"), "{metrics}");
     assert!(!metrics.contains(&key), "{metrics}");
     server.kill();
@@ -812,6 +810,15 @@ fn what_is_under_way_is_answered_before_the_end(sut: &Sut) {
             assert!([200, 503].contains(&answer.status), "{answer:?}");
         });
     }
+}
+
+/// What /metrics says, once it has these lines: the figures of a server that takes its time are not waited for.
+fn metrics_with(serving: &Serving, lines: &[impl AsRef<str>]) -> String {
+    eventually("the lines standing in /metrics", || {
+        let metrics = serving.send("GET", "/metrics", &[], "").body;
+        let missing = lines.iter().map(AsRef::as_ref).find(|line| !metrics.lines().any(|found| found == *line));
+        missing.map_or(Ok(()), |line| Err(format!("without {line}: {metrics}"))).map(|()| metrics)
+    })
 }
 
 /// Whether /metrics has the line.
@@ -884,30 +891,18 @@ fn who_may_not_open_as_many_files_as_there_may_be_connections_is_told(sut: &Sut)
     let server = sut.server();
     server.client().ok("KG.ADDORG acme shop");
     for (limits, warned) in [("ulimit -n 128", true), ("ulimit -Sn 128", false)] {
-        let (port, log) = (free_port(), server.directory().join("limited.log"));
-        let mut command = tool(&server);
-        let program = command.get_program().to_owned();
-        command = {
-            let mut shell = Command::new("/bin/sh");
-            shell
-                .arg("-c")
-                .arg(format!("{limits} && exec \"$0\" serve --max-connections 400 --listen 127.0.0.1:{port}"));
-            shell.arg(program).envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-            shell
-        };
-        let file = File::create(&log).unwrap();
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).spawn().unwrap();
-        let said = || fs::read_to_string(&log).unwrap();
-        eventually("it listening", || expect(said().contains("listens on"), said));
+        let program = tool(&server);
+        let mut shell = Command::new("/bin/sh");
+        shell.arg("-c").arg(format!("{limits} && exec \"$0\" \"$@\"")).arg(program.get_program()).stdin(Stdio::null());
+        shell.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let serving = Serving::by(shell, &server, &["--max-connections", "400"]);
         // More than it may have files for at first.
-        let connect = |_| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        let connect = |_| TcpStream::connect((Ipv4Addr::LOCALHOST, serving.port)).unwrap();
         let idle: Vec<TcpStream> = (0..if warned { 10 } else { 200 }).map(connect).collect();
-        let answer = Response::of(port, "GET", "/verify", &[], "");
+        get(&serving, "/verify", "").check(limits, 401, "NOT_FOUND", UNKNOWN);
         drop(idle);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        answer.check(limits, 401, "NOT_FOUND", UNKNOWN);
-        assert_eq!(said().contains("takes 64 connections at a time, not 400"), warned, "{limits}: {}", said());
+        let said = serving.log();
+        assert_eq!(said.contains("takes 64 connections at a time, not 400"), warned, "{limits}: {said}");
     }
 }
 

@@ -41,10 +41,14 @@ pub struct Serving {
 impl Serving {
     /// Serves this server with these further arguments, on a free port.
     pub fn start(server: &Server, arguments: &[&str]) -> Self {
+        Self::by(tool(server), server, arguments)
+    }
+
+    /// The same by a command of one's own, to which the arguments are added.
+    pub fn by(mut command: Command, server: &Server, arguments: &[&str]) -> Self {
         let port = free_port();
         let log = server.directory().join(format!("serve-{port}.log"));
         let file = File::create(&log).unwrap();
-        let mut command = tool(server);
         command.args(["serve", "--listen", &format!("127.0.0.1:{port}")]).args(arguments);
         let child = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().expect("it runs");
         let serving = Self { port, child, log };
@@ -66,6 +70,11 @@ impl Serving {
 
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Whether it runs no more.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 }
 

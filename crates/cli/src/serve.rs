@@ -133,21 +133,27 @@ struct Tls {
 
 impl Tls {
     async fn read(certificate: PathBuf, key: PathBuf) -> Result<Self, Failure> {
-        match RustlsConfig::from_pem_file(&certificate, &key).await {
-            Ok(config) => Ok(Self { certificate, key, config }),
-            Err(error) => Err(Self::wrong(&certificate, &key, &error)),
-        }
+        let config = Self::config(&certificate, &key).await?;
+        Ok(Self { certificate, key, config })
     }
 
     /// For the connections to come; if the files cannot be taken, they go on as before.
     async fn read_again(&self) -> Result<(), Failure> {
-        let read = self.config.reload_from_pem_file(&self.certificate, &self.key).await;
-        read.map_err(|error| Self::wrong(&self.certificate, &self.key, &error))
+        let read = Self::config(&self.certificate, &self.key).await?;
+        self.config.reload_from_config(read.get_inner());
+        Ok(())
     }
 
-    fn wrong(certificate: &Path, key: &Path, error: &io::Error) -> Failure {
-        let [certificate, key] = [certificate, key].map(Path::display);
-        Failure::Usage(format!("--tls-cert {certificate}, --tls-key {key}: {error}"))
+    async fn config(certificate: &Path, key: &Path) -> Result<RustlsConfig, Failure> {
+        let read = RustlsConfig::from_pem_file(certificate, key).await.map_err(|error| {
+            let [certificate, key] = [certificate, key].map(Path::display);
+            Failure::Usage(format!("--tls-cert {certificate}, --tls-key {key}: {error}"))
+        })?;
+        // It offers HTTP/2 too, which is not spoken here.
+        let mut config = (*read.get_inner()).clone();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        read.reload_from_config(Arc::new(config));
+        Ok(read)
     }
 }
 
@@ -182,12 +188,15 @@ async fn tell_when_listening(handle: Handle<SocketAddr>, scheme: &'static str) {
     }
 }
 
-/// On SIGTERM and SIGINT no more is taken; what is under way is answered.
+/// On SIGTERM and SIGINT no more is taken; what is under way is answered, or given up when its time is over. That time is counted
+/// here: while axum-server waits for a place for a connection, it does not hear that it is to end.
 fn end_when_told(handle: Handle<SocketAddr>) -> io::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::spawn(async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        handle.graceful_shutdown(Some(PATIENCE));
+        handle.graceful_shutdown(None);
+        time::sleep(PATIENCE).await;
+        handle.shutdown();
     });
     Ok(())
 }

@@ -122,10 +122,11 @@ pub fn router(access: Option<Arc<Access>>) -> Router<App> {
         .split_for_parts();
     let guarded = router
         .method_not_allowed_fallback(async || Problem::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed."))
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         // Within the guard, which writes down what comes of it.
         .layer(CatchPanicLayer::custom(|_| Problem::internal().into_response()))
-        .route_layer(middleware::from_fn_with_state(access, access::guard));
+        .route_layer(middleware::from_fn_with_state(access, access::guard))
+        // Around the guard, which reads the bodies.
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES));
     // Without a validator, which is on the network.
     let config = Config::default().validator_url("none");
     let docs = SwaggerUi::new("/docs").url("/openapi.json", document).config(config);
@@ -150,6 +151,16 @@ async fn ask_if_any<T: DeserializeOwned>(app: &App, command: &Cmd) -> Result<Opt
         Err(failure) if failure.code() == Some("NOSTORE") => Ok(None),
         answer => read(answer?).map(Some),
     }
+}
+
+/// What was just made, as the server shows it, or as far as we know it if the server has gone away since.
+async fn seen_or<T, F: Future<Output = Result<T, Problem>>>(as_known: T, look: impl Fn() -> F) -> T {
+    let mut seen = look().await;
+    if seen.is_err() {
+        // Over another connection: the one before may be what was lost.
+        seen = look().await;
+    }
+    seen.unwrap_or(as_known)
 }
 
 /// An answer of the module as a type.

@@ -19,14 +19,14 @@ use super::PATIENCE;
 const OTHER_FILES: u64 = 64;
 
 /// The most that the head of a request may hold, in bytes: twice what nginx takes by default.
-const MAX_HEAD: u32 = 64 * 1024;
+const MAX_HEAD: usize = 64 * 1024;
 
-/// Who sends nothing, or byte by byte, is not waited for without end; and no head may fill our memory.
-pub fn bounded<A>(mut server: Server<SocketAddr, A>) -> Server<SocketAddr, A> {
-    let builder = server.http_builder();
-    builder.http1().header_read_timeout(PATIENCE).max_buf_size(MAX_HEAD as usize);
-    builder.http2().max_header_list_size(MAX_HEAD).keep_alive_interval(PATIENCE).keep_alive_timeout(PATIENCE);
-    server.first_request_timeout(PATIENCE)
+/// Who sends nothing, or byte by byte, is not waited for without end; and no head may fill our memory. HTTP/1 alone, as an idle connection
+/// of HTTP/2 would keep its place for as long as it answers pings, and no proxy needs it.
+pub fn bounded<A>(server: Server<SocketAddr, A>) -> Server<SocketAddr, A> {
+    let mut server = server.http1_only().first_request_timeout(PATIENCE);
+    server.http_builder().http1().header_read_timeout(PATIENCE).max_buf_size(MAX_HEAD);
+    server
 }
 
 /// As many of these connections as this process may have files for, which it is allowed as many of as the system lets it. Says so if

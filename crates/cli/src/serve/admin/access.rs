@@ -13,6 +13,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use percent_encoding::percent_decode_str;
 
+use super::extract::arrived;
 use super::problem::Problem;
 use crate::failure::Failure;
 use crate::reply::Json;
@@ -75,7 +76,7 @@ impl Access {
 }
 
 /// What a change was about, where its path does not say so: for the log.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Subject(pub String);
 
 /// Lets a request through that shows a token which allows it. Who changes something is written down, by the name of the token.
@@ -99,12 +100,17 @@ pub async fn guard(
     response
 }
 
-/// Makes a change and writes it down, in a task of its own: if who asked for it hangs up, it comes to its end all the same.
+/// Makes a change and writes it down, in a task of its own: if who asked for it hangs up, it comes to its end all the same. What it
+/// asks for has arrived before, as nothing bounds that task's time.
 async fn change(access: &Access, token: Token, peer: SocketAddr, request: Request, next: Next) -> Response {
+    let (method, target) = (request.method().clone(), target(request.uri()));
+    let request = arrived(request).await;
     let under_way = Arc::clone(&access.changes).read_owned().await;
     let changing = tokio::spawn(async move {
-        let (method, target) = (request.method().clone(), target(request.uri()));
-        let response = next.run(request).await;
+        let response = match request {
+            Ok(request) => next.run(request).await,
+            Err(problem) => problem.into_response(),
+        };
         let (name, role, from) = (token.name.as_str(), token.role.as_str(), peer.ip().to_canonical());
         let subject = response.extensions().get().map_or_else(String::new, |Subject(subject)| format!(": {subject}"));
         let status = response.status().as_u16();

@@ -150,9 +150,9 @@ pub async fn add_rule(
     State(app): State<App>,
     Body(new): Body<RuleCreate>,
 ) -> Result<(Extension<Subject>, Json<Detail>), Problem> {
-    let (name, done) = match new.kind {
-        Kind::Block => ("KG.BLOCKIP", "Blocked."),
-        Kind::Allow => ("KG.ALLOWIP", "Allowed."),
+    let (name, kind, done) = match new.kind {
+        Kind::Block => ("KG.BLOCKIP", "block", "Blocked."),
+        Kind::Allow => ("KG.ALLOWIP", "allow", "Allowed."),
     };
     let mut add = command(&app, name);
     add.arg(long("net", &new.net, 1..=64)?);
@@ -168,9 +168,9 @@ pub async fn add_rule(
     if let Some(reason) = &new.reason {
         add.arg("REASON").arg(long("reason", reason, 1..=256)?);
     }
-    app.server.ask(&add).await?;
     let path = new.path.map_or_else(String::new, |path| format!(" for {path:?}"));
-    let subject = Subject(format!("{} {:?}{path}", done.trim_end_matches('.').to_lowercase(), new.net));
+    let subject = Subject(format!("{kind} {:?}{path}", new.net));
+    app.server.ask(&add).await.map_err(|failure| Problem::from(failure).about(&subject))?;
     Ok((Extension(subject), Json(Detail { detail: done.to_owned() })))
 }
 

@@ -7,7 +7,7 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query as AxumQuery, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::IntoResponse as _;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
@@ -39,6 +39,19 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for OptionalB
         let bytes = body(request, state).await?;
         if bytes.is_empty() { Ok(Self(T::default())) } else { parse(is_json, &bytes).map(Self) }
     }
+}
+
+/// A request for a change with the whole of its body, or without one if its method has none here.
+///
+/// # Errors
+/// As of [`Body`]: a body that is too large, or that breaks off.
+pub async fn arrived(request: Request) -> Result<Request, Problem> {
+    let (parts, unread) = request.into_parts();
+    if !matches!(parts.method, Method::POST | Method::PATCH) {
+        return Ok(Request::from_parts(parts, Bytes::new().into()));
+    }
+    let bytes = body(Request::from_parts(parts.clone(), unread), &()).await?;
+    Ok(Request::from_parts(parts, bytes.into()))
 }
 
 async fn body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {

@@ -13,7 +13,7 @@ use super::extract::{Body, KeyId, OptionalBody, Query, long, within};
 use super::orgs::{after, key_count};
 use super::problem::{BodyProblems, Detail, Problem, Problems};
 use super::terms::{Limit, Quota, given_duration, given_instant, instant, nullable};
-use super::{ask, command, listed};
+use super::{ask, command, listed, seen_or};
 use crate::reply::Json as Value;
 use crate::serve::App;
 
@@ -441,12 +441,7 @@ pub async fn rotate_key(
 /// A key and its new secret, which nobody can ask for a second time: it is shown also if the server has gone away since it made it, and
 /// the key then as far as we know it.
 async fn with_secret(app: &App, id: i64, raw_key: String, as_known: Key) -> KeyCreated {
-    let mut asked = key(app, id).await;
-    if asked.is_err() {
-        // Over another connection: the one before may be what was lost.
-        asked = key(app, id).await;
-    }
-    KeyCreated { raw_key, key: asked.unwrap_or(as_known) }
+    KeyCreated { raw_key, key: seen_or(as_known, || key(app, id)).await }
 }
 
 /// As much of a key as may be shown.

@@ -2,6 +2,7 @@
 
 use axum::extract::State;
 use axum::{Extension, Json};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -9,7 +10,7 @@ use super::access::Subject;
 use super::extract::{Body, OrgName, Query, id_of, long, within};
 use super::problem::{BodyProblems, Detail, Problem, Problems};
 use super::terms::{Limit, Quota, instant};
-use super::{ask, command, listed};
+use super::{ask, command, listed, seen_or};
 use crate::serve::App;
 
 /// An organization.
@@ -132,9 +133,20 @@ pub async fn create_org(
     add.arg(long("name", &new.name, 1..=255)?);
     new.limits.iter().try_for_each(|limit| limit.add_to(&mut add))?;
     new.quotas.iter().for_each(|quota| quota.add_to(&mut add));
-    app.server.ask(&add).await?;
-    let subject = Extension(Subject(format!("organization {:?}", new.name)));
-    org(&app, &new.name).await.map(|org| (subject, Json(org)))
+    let subject = Subject(format!("organization {:?}", new.name));
+    let id: i64 = ask(&app, &add).await.map_err(|problem| problem.about(&subject))?;
+    let name = new.name.clone();
+    let as_wished = Org {
+        id: id.to_string(),
+        name: new.name,
+        status: OrgStatus::Active,
+        created_at: Timestamp::now().to_string(),
+        key_count: 0,
+        limits: new.limits,
+        quotas: new.quotas,
+    };
+    let made = seen_or(as_wished, || org(&app, &name)).await;
+    Ok((Extension(subject), Json(made)))
 }
 
 /// List organizations.

@@ -10,6 +10,7 @@ use serde::Serialize;
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{IntoResponses, ToSchema};
 
+use super::access::Subject;
 use crate::failure::Failure;
 
 /// How many seconds a caller may wait before it asks again for what the server could not do just now.
@@ -28,11 +29,17 @@ pub struct Problem {
     status: StatusCode,
     detail: String,
     retry_after_seconds: Option<u64>,
+    subject: Option<Subject>,
 }
 
 impl Problem {
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into(), retry_after_seconds: None }
+        Self { status, detail: detail.into(), retry_after_seconds: None, subject: None }
+    }
+
+    /// That of a change which the server was asked for: it may have been made all the same.
+    pub fn about(self, subject: &Subject) -> Self {
+        Self { subject: Some(subject.clone()), ..self }
     }
 
     pub fn not_found(detail: &str) -> Self {
@@ -64,6 +71,9 @@ impl IntoResponse for Problem {
         let mut response = (self.status, Json(Detail { detail: self.detail })).into_response();
         if let Some(seconds) = self.retry_after_seconds {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(subject) = self.subject {
+            response.extensions_mut().insert(subject);
         }
         if self.status == StatusCode::UNAUTHORIZED {
             let scheme = HeaderValue::from_static("ApiKey header=\"X-Admin-Key\"");
