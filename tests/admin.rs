@@ -904,7 +904,8 @@ fn what_cannot_be_is_refused_and_not_repeated(sut: &Sut) {
     connection.read_exact(&mut answer).unwrap();
     assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 415");
     let long = "x".repeat(70_000);
-    assert_eq!(admin.ask("GET", &format!("/admin/orgs/{long}"), None).status, 431);
+    // Which of the two depends on how much of it arrives at a time.
+    assert!([414, 431].contains(&admin.ask("GET", &format!("/admin/orgs/{long}"), None).status));
     let headers: Vec<_> = (0..150).map(|n| (format!("X-{n}"), "x")).collect();
     let headers: Vec<_> = headers.iter().map(|(name, value)| (&**name, *value)).collect();
     assert_eq!(admin.serving.send("GET", "/admin/orgs", &headers, "").status, 431);
@@ -1034,7 +1035,7 @@ fn describes_itself_without_a_network(sut: &Sut) {
     for (path, of_path) in document["paths"].as_object().unwrap() {
         for (method, operation) in of_path.as_object().unwrap() {
             let responses = operation["responses"].as_object().unwrap();
-            for status in ["200", "401", "403", "405", "408", "422", "429", "431", "500", "503"] {
+            for status in ["200", "401", "403", "405", "408", "414", "422", "429", "431", "500", "503"] {
                 assert!(responses.contains_key(status), "{method} {path}: {status}");
             }
         }

@@ -121,7 +121,8 @@ impl IntoResponses for Problems {
         // These come before anything of ours is asked, without a body.
         let bare = [
             ("408", "It took more than 10 seconds, as when a body does not arrive"),
-            ("431", "A path or headers that are too long, or too many headers"),
+            ("414", "A path and query that are too long"),
+            ("431", "Headers that are too long or too many, or a path that is"),
         ];
         let bare = bare.map(|(status, description)| {
             (status.to_owned(), RefOr::T(ResponseBuilder::new().description(description).build()))
