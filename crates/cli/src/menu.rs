@@ -37,9 +37,6 @@ const SETS: [&str; 9] = ["name", "source", "login", "batch", "total", "active", 
 /// How many keys a list shows: more are for `keyguard vault list`, which goes page by page.
 const SHOWN: usize = 1_000;
 
-/// As many as the server deletes at a time.
-const DELETED: usize = 100;
-
 /// Asks what to do, and does it, until there is nothing more.
 ///
 /// # Errors
@@ -187,10 +184,7 @@ impl Menu {
             ids.retain(|id| shown.contains(id));
         }
         let mut deleted = 0;
-        for some in ids.chunks(DELETED) {
-            let answer = self.console.ask(self.console.request("KG.DELKEY").words(some)).await?;
-            deleted += answer.as_u64().unwrap_or(0);
-        }
+        self.console.delete_keys(&ids, &mut deleted).await?;
         prompt::say(&format!("Deleted: {deleted}."))?;
         Ok(())
     }

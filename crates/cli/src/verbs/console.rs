@@ -1,6 +1,6 @@
 //! What a verb has: the server, the store, and how answers are shown.
 
-use redis::Value;
+use redis::{ToRedisArgs, Value};
 
 use crate::cli::At;
 use crate::failure::Failure;
@@ -13,6 +13,9 @@ use super::request::Request;
 
 /// As many records as the module gives at a time.
 const PAGE: usize = 200;
+
+/// As many ids as it takes at a time to delete their keys.
+const DELETED: usize = 100;
 
 /// What a key record is. Both kinds share one series of ids, none is given out twice, and no record ever becomes the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -212,6 +215,18 @@ impl Console {
                 None => return Err(Failure::Strange("no number")),
             }
         }
+    }
+
+    /// Deletes the keys of these ids; adds up how many there were, which stands also if it fails half way.
+    ///
+    /// # Errors
+    /// What is refused, or why there is no answer.
+    pub async fn delete_keys<T: ToRedisArgs>(&self, ids: &[T], deleted: &mut u64) -> Result<(), Failure> {
+        for ids in ids.chunks(DELETED) {
+            let reply = self.ask(self.request("KG.DELKEY").words(ids)).await?;
+            *deleted += reply.as_u64().ok_or(Failure::Strange("no number"))?;
+        }
+        Ok(())
     }
 
     /// All key records that filters fit.

@@ -250,7 +250,11 @@ impl<F: Filters> Chosen<F> {
             confirm::ask(&format!("Delete {count} {}{some} of the store {}?", F::KIND.name(), console.store))?;
         }
         let mut deleted = 0;
-        let done = if self.ids.is_empty() {
+        let done = async {
+            if !self.ids.is_empty() {
+                console.expect_type(&self.ids, F::KIND).await?;
+                return console.delete_keys(&self.ids, &mut deleted).await;
+            }
             let which = if self.matching { "MATCH" } else { "ALL" };
             let request = self.filters.add_all(console.request("KG.DELKEY").word(which));
             match console.until_none(request, &mut deleted).await {
@@ -258,27 +262,15 @@ impl<F: Filters> Chosen<F> {
                 Err(failure) if failure.code() == Some("TOOMANY") => {
                     let found = console.list_keys(&self.filters).await?;
                     let ids: Vec<String> = found.iter().map(|record| of(record, "id").to_string()).collect();
-                    delete_ids(console, &ids, &mut deleted).await
+                    console.delete_keys(&ids, &mut deleted).await
                 }
                 done => done,
             }
-        } else {
-            console.expect_type(&self.ids, F::KIND).await?;
-            delete_ids(console, &self.ids, &mut deleted).await
-        };
+        }
+        .await;
         if done.is_err() && deleted > 0 {
             console.out.note(&format!("{deleted} were deleted before this:"));
         }
         done.and_then(|()| console.out.value(&deleted.into()))
     }
-}
-
-/// Deletes these, and counts them as they go.
-async fn delete_ids(console: &Console, ids: &[String], deleted: &mut u64) -> Result<(), Failure> {
-    // The module takes a hundred at a time.
-    for ids in ids.chunks(100) {
-        let reply = console.ask(console.request("KG.DELKEY").words(ids)).await?;
-        *deleted += reply.as_u64().ok_or(Failure::Strange("no number"))?;
-    }
-    Ok(())
 }
